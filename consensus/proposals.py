@@ -1,0 +1,158 @@
+"""Proposals of this node on their way into the log, and the forming of entries from them.
+
+A command waits here until the ledger of this node has applied it. Outcomes are matched by
+(incarnation, sequence) written inside the entry, never by log index. When the leader or the term
+changes, what was sent and has no outcome is sent again: every ledger command is idempotent by name,
+so arriving twice has the effect of arriving once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
+from quorumesh.v1.ledger_pb2 import Command, Outcome, Proposal
+
+PROPOSALS_WAITING_MAX = 50_000
+ENTRY_UNITS_MAX = 1_000
+ENTRY_BYTES_MAX = 900_000
+UNIT_BYTES = 160  # a submit counts one unit for each so many bytes of its task, about a subtask
+
+Done = Callable[[list[Outcome] | ConsensusError], None]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Commands proposed together; `done` is called once, with all outcomes or an error."""
+
+    deadline_ms: int
+    done: Done
+    outcomes: list[Outcome | None]
+    open_count: int
+    was_sent: bool = False
+    is_over: bool = False
+
+
+@dataclass(slots=True)
+class Waiting:
+    proposal: Proposal
+    batch: Batch
+    position: int
+    is_sent: bool = False
+
+
+@dataclass(slots=True)
+class Proposals:
+    """The proposals of one process. Its owner sends what `take_unsent` gives."""
+
+    incarnation: int
+    _sequence: int = 0
+    _waiting: dict[int, Waiting] = field(default_factory=dict)
+    _unsent: deque[int] = field(default_factory=deque)
+    _batches: deque[Batch] = field(default_factory=deque)
+
+    def add(self, commands: Sequence[Command], *, deadline_ms: int, done: Done) -> None:
+        """Take commands in. `done` is called later, never from here."""
+        assert commands
+        batch = Batch(deadline_ms, done, [None] * len(commands), len(commands))
+        for position, command in enumerate(commands):
+            self._sequence += 1
+            proposal = Proposal(
+                incarnation=self.incarnation, sequence=self._sequence, command=command
+            )
+            self._waiting[self._sequence] = Waiting(proposal, batch, position)
+            self._unsent.append(self._sequence)
+        self._batches.append(batch)
+
+    def has_room(self, count: int) -> bool:
+        return len(self._waiting) + count <= PROPOSALS_WAITING_MAX
+
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def take_unsent(self, *, units_max: int, bytes_max: int) -> list[Proposal]:
+        """The next proposals to send, in order; marked as sent. Always at least one if any waits."""
+        taken: list[Proposal] = []
+        units = size = 0
+        while self._unsent:
+            waiting = self._waiting.get(self._unsent[0])
+            if waiting is None or waiting.is_sent:
+                self._unsent.popleft()
+                continue
+            more_units, more_bytes = cost(waiting.proposal)
+            if taken and (units + more_units > units_max or size + more_bytes > bytes_max):
+                break
+            self._unsent.popleft()
+            waiting.is_sent = waiting.batch.was_sent = True
+            units, size = units + more_units, size + more_bytes
+            taken.append(waiting.proposal)
+        return taken
+
+    def put_back(self, sequences: Iterable[int]) -> None:
+        """These were refused before they reached a log: send them again, and count them as unsent."""
+        for sequence in sequences:
+            waiting = self._waiting.get(sequence)
+            if waiting is not None and waiting.is_sent:
+                waiting.is_sent = False
+                self._unsent.append(sequence)
+
+    def resend_all(self) -> None:
+        """The leader changed: whatever has no outcome yet is sent again, in order."""
+        for waiting in self._waiting.values():
+            waiting.is_sent = False
+        self._unsent = deque(self._waiting)
+
+    def settle(self, sequence: int, outcome: Outcome) -> None:
+        """This node's ledger applied the proposal. A second arrival finds nobody waiting."""
+        waiting = self._waiting.pop(sequence, None)
+        if waiting is None:
+            return
+        batch = waiting.batch
+        batch.outcomes[waiting.position] = outcome
+        batch.open_count -= 1
+        if batch.open_count == 0 and not batch.is_over:
+            batch.is_over = True
+            batch.done([outcome for outcome in batch.outcomes if outcome is not None])
+
+    def expire(self, now_ms: int) -> None:
+        """Give up on batches whose deadline has passed."""
+        late = [batch for batch in self._batches if not batch.is_over and batch.deadline_ms <= now_ms]
+        if late:
+            self._drop(late)
+            for batch in late:
+                batch.done(self._late_error(batch))
+        if len(self._batches) > 64 or late:
+            self._batches = deque(batch for batch in self._batches if not batch.is_over)
+
+    def fail_all(self, error: ConsensusError) -> None:
+        """The node stops: nobody waits any longer."""
+        batches = [batch for batch in self._batches if not batch.is_over]
+        self._drop(batches)
+        self._batches.clear()
+        for batch in batches:
+            batch.done(OutcomeUnknown(str(error)) if batch.was_sent else error)
+
+    def _drop(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            batch.is_over = True
+        for sequence in [s for s, waiting in self._waiting.items() if waiting.batch.is_over]:
+            del self._waiting[sequence]
+
+    @staticmethod
+    def _late_error(batch: Batch) -> ConsensusError:
+        if batch.was_sent:
+            return OutcomeUnknown("sent to the log, but its outcome did not come back in time")
+        return Unavailable("no leader that can commit; nothing was written")
+
+
+def cost(proposal: Proposal) -> tuple[int, int]:
+    """Units of work and bytes of a proposal, as entries are bounded by them."""
+    size = proposal.ByteSize()
+    kind = proposal.command.WhichOneof("kind")
+    if kind == "submit":
+        return 1 + size // UNIT_BYTES, size
+    if kind == "complete":
+        return 1 + len(proposal.command.complete.completion.spawn.subtasks), size
+    return 1, size
