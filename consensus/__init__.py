@@ -1,1 +1,1 @@
-
+"""Consensus: the replicated task ledger and its way into a Raft log."""

@@ -53,6 +53,9 @@ class Proposals:
     _unsent: deque[int] = field(default_factory=deque)
     _batches: deque[Batch] = field(default_factory=deque)
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def add(self, commands: Sequence[Command], *, deadline_ms: int, done: Done) -> None:
         """Take commands in. `done` is called later, never from here."""
         assert commands

@@ -1,0 +1,336 @@
+"""The replica without a loop: engine, ledger and proposals joined, driven by `turn()` and callbacks.
+
+Everything runs on one thread. The owner calls `turn()` whenever `on_wake` asked for it and at least
+every TICK_MS; time, chance, links and blocking work come in as ports, so that a simulator can drive
+the very same code.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from consensus.autopilot import Autopilot
+from consensus.clock import CountedClock
+from consensus.compaction import Compaction
+from consensus.directory import LedgerDirectory
+from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
+from consensus.errors import ConsensusError, Damaged, StorageFailed, Unavailable
+from consensus.forwarding import Forwarding
+from consensus.ledger import APPLY_VERSION, Applied, Ledger, Reader
+from consensus.ports import Background, Clock, Link
+from consensus.proposals import Done, Proposals
+from consensus.snapshots import Snapshots
+from consensus.view import HEARD_MS_MAX, ReplicaView
+from quorumesh.v1.ledger_pb2 import Bootstrap, Command, Entry, MembershipChange, Proposal
+from quorumesh.v1.peer_pb2 import Frame
+
+TICK_MS = 20
+ENTRIES_UNSYNCED_MAX = 2  # more wait, so that entries grow under load instead of their number
+REGULAR, NO_OP, MEMBERSHIP = 0, 1, 2
+
+
+class Observer(Protocol):
+    """Who wants to know what was applied here. Called on the loop, in log order."""
+
+    def entry_applied(self, applied: Applied) -> None: ...
+
+    def ledger_replaced(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """What a replica is made of. `founding` only for the first node of a new mesh.
+
+    `joined_voters` are the voters that a joining node was told of (node id to address); they hold
+    until its ledger knows better.
+    """
+
+    node_id: str
+    address: str
+    root: Path
+    founding: Bootstrap | None = None
+    joined_voters: dict[str, str] = field(default_factory=dict)
+    compact_entries: int = 20_000
+    compact_wal_bytes: int = 32 << 20
+    keep_entries: int = 4_000
+    voters_max: int = 5
+    segment_bytes_max: int = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The world, as it is handed in."""
+
+    link: Link
+    clock: Clock
+    background: Background
+    rng: random.Random
+    incarnation: int
+
+
+class Core:
+    """One node's replica. Raises Damaged from the constructor when its folder cannot be trusted."""
+
+    def __init__(self, config: ReplicaConfig, ports: Ports, *, on_wake: Callable[[], None]) -> None:
+        self.config = config
+        self._ports = ports
+        self._on_wake = on_wake
+        self._observers: list[Observer] = []
+        self._directory = LedgerDirectory(config.root)
+        self._path = self._directory.prepare()
+        self.ledger = Ledger.open(str(self._path))
+        self._reader = Reader.open(str(self._path))
+        self.counted = CountedClock(ports.clock, counted_ms=self.ledger.counted_ms)
+        self.proposals = Proposals(ports.incarnation)
+        self.snapshots = Snapshots(
+            self._directory,
+            background=ports.background,
+            ledger_path=lambda: self._path,
+            replace=self._replace_ledger,
+        )
+        self.journal = Journal(
+            self._directory.journal,
+            background=ports.background,
+            segment_bytes_max=config.segment_bytes_max,
+        )
+        self._reconcile_journal()
+        self.engine = self._make_engine()
+        self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
+        self.autopilot = Autopilot(self, ports.link, ports.clock)
+        self.compaction = Compaction(self, ports.background)
+        self._led_term = 0
+        self._seen_leader: tuple[str, int] = ("", 0)
+        self._timer_index = 0
+        self.trouble = ""
+        ports.link.bind(self)
+
+    def _reconcile_journal(self) -> None:
+        """Finish an install that a crash cut short, and refuse a ledger older than its journal."""
+        applied, term = self.ledger.applied_index, self.ledger.applied_term
+        if applied < self.journal.base_index:
+            raise Damaged(
+                f"the ledger ends at {applied}, but the journal begins after "
+                f"{self.journal.base_index}: the ledger has lost entries"
+            )
+        if applied > self.journal.last_index or self.journal.term_at(applied) != term:
+            if applied != self.journal.last_index or applied > 0:
+                self.journal.reset(applied, term, keep_suffix=False)
+
+    def _make_engine(self) -> Engine:
+        config = self.config
+        voters = dict(self.ledger.voters()) or dict(config.joined_voters)
+        if not voters and config.founding is not None:
+            voters = {config.node_id: config.address}
+        return Engine(
+            EngineConfig(node_id=config.node_id, voters=voters),
+            link=self._ports.link,
+            clock=self._ports.clock,
+            journal=self.journal,
+            vote=VoteRecord(self._directory.vote),
+            machine=self,
+            snapshots=self.snapshots,
+            rng=self._ports.rng,
+            on_need_tick=self._on_wake,
+        )
+
+    # What the engine needs of its machine.
+
+    @property
+    def applied_index(self) -> int:
+        return self.ledger.applied_index
+
+    def counted_ms(self) -> int:
+        return self.counted.now_ms()
+
+    def leader_counted_ms(self, counted_ms: int) -> None:
+        self.counted.heard(counted_ms)
+
+    def apply(self, index: int, term: int, command: bytes) -> None:
+        """Apply one committed, locally durable entry; tell who waits and who observes."""
+        kind, body = command[0], command[1:]
+        if kind == REGULAR:
+            entry = Entry.FromString(body)
+            applied = self.ledger.apply(index, term, entry)
+            self.counted.at_least(applied.counted_ms)
+            for proposal, outcome in zip(entry.proposals, applied.outcomes, strict=True):
+                if proposal.incarnation == self.proposals.incarnation:
+                    self.proposals.settle(proposal.sequence, outcome)
+        elif kind == MEMBERSHIP:
+            change = MembershipChange.FromString(body)
+            applied = self.ledger.apply_membership(index, term, change)
+        else:
+            assert kind == NO_OP, f"unknown entry kind {kind}"
+            applied = self.ledger.apply_noop(index, term)
+        for observer in self._observers:
+            observer.entry_applied(applied)
+
+    def _replace_ledger(self, copy: Path, index: int) -> None:
+        self._reader.close()
+        self.ledger.close()
+        self._path = self._directory.replace_ledger(copy, index)
+        self.ledger = Ledger.open(str(self._path))
+        self._reader = Reader.open(str(self._path))
+        assert self.ledger.applied_index == index
+        self.counted.at_least(self.ledger.counted_ms)
+        # Outcomes of the entries that the copy jumped over are not to be had: ask again.
+        self.proposals.resend_all()
+        for observer in self._observers:
+            observer.ledger_replaced()
+
+    # What the owner calls.
+
+    def observe(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
+    def propose(self, commands: Sequence[Command], *, deadline_ms: int, done: Done) -> None:
+        """Bring commands into the log and call `done` once this node's ledger has applied them all.
+
+        The deadline is on the monotonic clock. Raises Unavailable when too many wait already.
+        """
+        if not self.proposals.has_room(len(commands)):
+            raise Unavailable("too many commands wait for the log; try again", retry_ms=200)
+        self.proposals.add(commands, deadline_ms=deadline_ms, done=done)
+        self._on_wake()
+
+    def turn(self) -> None:
+        """Do what is due: tick the engine, send or append proposals, fire timers, give up on the late."""
+        now_ms = self._ports.clock.monotonic_ms()
+        self.counted.now_ms()
+        self._tick_engine()
+        self._follow_leader()
+        if self.engine.failed is None:
+            if self.engine.role == "leader":
+                self._lead()
+            else:
+                self.forwarding.send_to_leader()
+        self.proposals.expire(now_ms)
+        self.autopilot.turn()
+        self.compaction.turn()
+
+    def _tick_engine(self) -> None:
+        try:
+            self.engine.tick()
+        except sqlite3.OperationalError as error:
+            # Not known to be the same on every node (disk full, I/O): the entry was rolled back and
+            # is applied again at the next tick.
+            self.trouble = f"the ledger cannot be written: {error}"
+            return
+        failed = self.engine.failed
+        self.trouble = f"storage failed: {failed}" if failed is not None else ""
+
+    def _follow_leader(self) -> None:
+        seen = (self.engine.leader_id, self.engine.term)
+        if seen != self._seen_leader:
+            self._seen_leader = seen
+            self.proposals.resend_all()
+            self.forwarding.drop_inbox()
+
+    def _lead(self) -> None:
+        if self._led_term != self.engine.term:
+            self._led_term = self.engine.term
+            self.counted.at_least(self.forwarding.last_stamp_ms(self.journal))
+        if self.config.founding is not None and self.ledger.mesh_id == "" and self._timer_index == 0:
+            self._append([Proposal(command=Command(bootstrap=self.config.founding))])
+        while self._may_append():
+            taken = self.forwarding.take_for_entry()
+            if not taken:
+                break
+            self._append(taken)
+        due_ms = self.ledger.next_due_ms()
+        # One empty entry at a time: the next only when this one has been applied.
+        if (
+            due_ms is not None
+            and due_ms <= self.counted.now_ms()
+            and self.applied_index >= self._timer_index
+            and self.engine.last_index == self.applied_index
+        ):
+            self._append([])
+
+    def _may_append(self) -> bool:
+        return self.engine.unsynced_count < ENTRIES_UNSYNCED_MAX
+
+    def _append(self, proposals: Sequence[Proposal]) -> None:
+        entry = Entry(
+            apply_version=APPLY_VERSION,
+            counted_ms=self.counted.now_ms(),
+            wall_ms=self._ports.clock.wall_ms(),
+            proposals=proposals,
+        )
+        index = self.engine.append(bytes([REGULAR]) + entry.SerializeToString())
+        if index is not None:
+            self._timer_index = index
+
+    # What the link tells.
+
+    def link_up(self, peer: str) -> None:
+        self.engine.link_up(peer)
+        self._on_wake()
+
+    def link_down(self, peer: str) -> None:
+        self.engine.link_down(peer)
+        if peer == self._seen_leader[0]:
+            self.proposals.resend_all()
+        self._on_wake()
+
+    def frame_received(self, peer: str, frame: Frame) -> None:
+        kind = frame.WhichOneof("kind")
+        if kind == "propose":
+            self.forwarding.receive(peer, frame.propose)
+        elif kind == "propose_reply":
+            if frame.propose_reply.incarnation == self.proposals.incarnation:
+                self.proposals.put_back(frame.propose_reply.sequences)
+                return  # sent again at the next tick, not at once: the other may still find a leader
+        else:
+            self.engine.frame_received(peer, frame)
+        self._on_wake()
+
+    def view(self) -> ReplicaView:
+        """Counters and states for status, cheap to ask for."""
+        engine, now_ms = self.engine, self._ports.clock.monotonic_ms()
+        leads = engine.role == "leader"
+        age_ms = 0 if leads else max(0, now_ms - engine.leader_heard_ms)
+        heard = leads or (bool(engine.leader_id) and age_ms <= HEARD_MS_MAX)
+        return ReplicaView(
+            node_id=self.config.node_id,
+            role=engine.role,
+            leader_id=engine.leader_id,
+            term=engine.term,
+            revision=self.ledger.applied_index,
+            commit_index=engine.commit_index,
+            writable=heard and not self.trouble,
+            leader_age_ms=age_ms,
+            counted_ms=self.counted.now_ms(),
+            digest=self.ledger.digest,
+            voters=tuple(sorted(engine.voters)),
+            waiting_count=len(self.proposals),
+            compaction_count=self.compaction.done_count,
+            snapshot_install_count=self.snapshots.installed_count,
+            journal_bytes=self.journal.bytes_on_disk,
+            ledger_bytes=self._path.stat().st_size,
+            trouble=self.trouble,
+        )
+
+    @property
+    def reader(self) -> Reader:
+        return self._reader
+
+    @property
+    def ledger_path(self) -> Path:
+        return self._path
+
+    def close(self) -> None:
+        """Stop. Whoever waits gets Unavailable or OutcomeUnknown; the ledger is checkpointed."""
+        self.proposals.fail_all(Unavailable("this node is stopping"))
+        self.engine.close()
+        self.journal.close()
+        self._reader.close()
+        self.ledger.checkpoint()
+        self.ledger.close()
+
+
+__all__ = ["ConsensusError", "Core", "Observer", "Ports", "ReplicaConfig", "StorageFailed"]

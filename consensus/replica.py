@@ -1,0 +1,159 @@
+"""The replica on an asyncio loop: what a node proposes through, reads from and listens to."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Sequence
+
+from consensus.core import TICK_MS, Core, Observer, Ports, ReplicaConfig
+from consensus.errors import ConsensusError, Unavailable
+from consensus.ledger import Applied, Ledger, Reader
+from consensus.view import ReplicaView
+from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome
+
+REVISION_WAITERS_MAX = 10_000
+
+
+class Replica:
+    """One node's copy of the ledger and its way into the log. Opened by `run()`, closed by cancelling it.
+
+    Raises Damaged from the constructor when the folder cannot be trusted.
+    """
+
+    def __init__(self, config: ReplicaConfig, ports: Ports) -> None:
+        self._clock = ports.clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn_due = False
+        self._broken: asyncio.Future[None] | None = None
+        self._revision_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiter_ids = itertools.count()
+        self._barrier: asyncio.Task[int] | None = None
+        self.core = Core(config, ports, on_wake=self._wake)
+        self.core.observe(self)
+
+    @property
+    def node_id(self) -> str:
+        return self.core.config.node_id
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.core.ledger
+
+    @property
+    def reader(self) -> Reader:
+        """Read-only queries on the ledger in force. Ask for it each time: an install replaces it."""
+        return self.core.reader
+
+    def view(self) -> ReplicaView:
+        return self.core.view()
+
+    def counted_now_ms(self) -> int:
+        """The mesh's counted time, as estimated here and now."""
+        return self.core.counted.now_ms()
+
+    def subscribe(self, observer: Observer) -> None:
+        """Be told of every entry applied here, in log order, on the loop."""
+        self.core.observe(observer)
+
+    async def run(self) -> None:
+        """Drive the replica until cancelled. A bug in it ends this with the bug's exception."""
+        self._loop = asyncio.get_running_loop()
+        self._broken = self._loop.create_future()
+        periodic = self._loop.call_later(0, self._periodic)
+        try:
+            await self._broken
+        finally:
+            periodic.cancel()
+            self._loop = None
+            self._fail_waiters(Unavailable("this node is stopping"))
+            self.core.close()
+
+    def _periodic(self) -> None:
+        if self._loop is not None:
+            self._loop.call_later(TICK_MS / 1_000, self._periodic)
+            self._turn()
+
+    def _wake(self) -> None:
+        if not self._turn_due and self._loop is not None:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        if self._loop is None:
+            return
+        try:
+            self.core.turn()
+        except BaseException as bug:
+            # Not handled here: it ends run(), and so the node. Bugs stop loudly.
+            self._loop = None
+            assert self._broken is not None
+            if not self._broken.done():
+                self._broken.set_exception(bug)
+
+    async def propose(self, commands: Sequence[Command], *, timeout_ms: int) -> list[Outcome]:
+        """Bring commands into the log; their outcomes, in order, once this node has applied them.
+
+        Raises Unavailable when nothing was written, OutcomeUnknown when that is not known: then send
+        the very same commands again.
+        """
+        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+
+        def done(result: list[Outcome] | ConsensusError) -> None:
+            if future.done():
+                return
+            if isinstance(result, ConsensusError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        self.core.propose(commands, deadline_ms=deadline_ms, done=done)
+        return await future
+
+    async def barrier(self, *, timeout_ms: int) -> int:
+        """A revision that covers every write acknowledged anywhere before this call (linearizable)."""
+        if self._barrier is None:
+            self._barrier = asyncio.ensure_future(self._shared_barrier(timeout_ms))
+        return await asyncio.shield(self._barrier)
+
+    async def _shared_barrier(self, timeout_ms: int) -> int:
+        # Readers that come in the same turn of the loop share one entry; later ones need a later one.
+        await asyncio.sleep(0)
+        self._barrier = None
+        [outcome] = await self.propose([Command(barrier=Barrier())], timeout_ms=timeout_ms)
+        return outcome.revision
+
+    async def wait_revision(self, revision: int, *, timeout_ms: int) -> None:
+        """Return once this node has applied the revision; Unavailable if it has not in time."""
+        if self.ledger.applied_index >= revision:
+            return
+        if len(self._revision_waiters) >= REVISION_WAITERS_MAX:
+            raise Unavailable("too many readers wait for a revision")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._revision_waiters, (revision, next(self._waiter_ids), future))
+        try:
+            async with asyncio.timeout(timeout_ms / 1_000):
+                await future
+        except TimeoutError as error:
+            raise Unavailable(f"revision {revision} has not reached this node yet") from error
+
+    def entry_applied(self, applied: Applied) -> None:
+        self._release_waiters(applied.revision)
+
+    def ledger_replaced(self) -> None:
+        self._release_waiters(self.ledger.applied_index)
+
+    def _release_waiters(self, revision: int) -> None:
+        while self._revision_waiters and self._revision_waiters[0][0] <= revision:
+            _, _, future = heapq.heappop(self._revision_waiters)
+            if not future.done():
+                future.set_result(None)
+
+    def _fail_waiters(self, error: ConsensusError) -> None:
+        for _, _, future in self._revision_waiters:
+            if not future.done():
+                future.set_exception(error)
+        self._revision_waiters.clear()

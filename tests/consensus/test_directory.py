@@ -1,0 +1,64 @@
+"""One ledger replaces another by one rename; a lost one is never replaced in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from consensus.directory import LedgerDirectory
+from consensus.errors import Damaged
+
+
+def test_a_new_folder_gets_an_empty_ledger_directory(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path / "state")
+
+    assert directory.prepare() == tmp_path / "state" / "ledger-0" / "ledger.db"
+    assert directory.prepare() == tmp_path / "state" / "ledger-0" / "ledger.db"
+
+
+def test_the_replaced_ledger_is_in_force_and_the_old_one_goes_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    directory = LedgerDirectory(tmp_path)
+    directory.prepare()
+    copy = directory.incoming / "copy.db"
+    copy.write_bytes(b"new")
+
+    path = directory.replace_ledger(copy, 42)
+
+    assert path.read_bytes() == b"new"
+    assert directory.prepare() == path
+    assert not (tmp_path / "ledger-0").exists()
+
+
+def test_an_install_cut_short_before_the_rename_leaves_the_old_ledger(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path)
+    old = directory.prepare()
+    (tmp_path / "ledger-42").mkdir()
+    (tmp_path / "ledger-42" / "ledger.db").write_bytes(b"half")
+
+    assert directory.prepare() == old
+    assert not (tmp_path / "ledger-42").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"ledger-9", b"../elsewhere", b"\xff\xfe", b"ledger-0/.."])
+def test_a_current_that_names_no_ledger_here_refuses_to_start(
+    tmp_path: Path, content: bytes
+) -> None:
+    directory = LedgerDirectory(tmp_path)
+    directory.prepare()
+    (tmp_path / "CURRENT").write_bytes(content)
+
+    with pytest.raises(Damaged):
+        directory.prepare()
+
+
+def test_a_missing_current_beside_a_journal_refuses_to_start(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path)
+    directory.prepare()
+    (tmp_path / "CURRENT").unlink()
+    (directory.journal / "segment").write_bytes(b"x")
+
+    with pytest.raises(Damaged):
+        directory.prepare()
