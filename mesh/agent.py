@@ -1,6 +1,6 @@
-"""What a user's program needs to be an agent: `Agent`, its skills, and the `Context` of one attempt.
+"""What a user's program needs to be an agent: `Agent`, its skills, the `Context` of an attempt.
 
-Nothing here talks to a node: `python -m mesh.worker --agents your.module` loads the module and does.
+Nothing here talks to a node: `python -m mesh.worker --agents your.module` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-
 from quorumesh.v1 import tasks_pb2, values_pb2, workers_pb2
 
 LABEL_CHARS_MAX = 256
@@ -29,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class AgentError(Exception):
-    """Raise it to fail this attempt with a code of your own. It is tried again as the task's policy says."""
+    """Raise it to fail this attempt with a code of your own. The task's policy says if it is retried."""
 
     final = False
 
@@ -53,7 +52,7 @@ class NeedFailure(NamedTuple):
 
 
 class NeedOutput:
-    """What one need gave: a value, or a failure; for a ballot the winning label and all tallies too."""
+    """What one need gave: a value or a failure; for a ballot the winning label and tallies too."""
 
     __slots__ = ("_message", "_value")
 
@@ -134,7 +133,7 @@ class Ballot:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Return it from a skill: these subtasks join the task, and the output of `join` becomes its output.
+    """Return it from a skill: the subtasks join the task, and the output of `join` becomes its own.
 
     Spawning and completing are one command in the ledger: either all of it happens, or none.
     """
@@ -161,7 +160,7 @@ class Vote:
 
 
 class Context:
-    """One attempt at one subtask, as its agent sees it. Every method may be called from any thread."""
+    """One attempt at one subtask, as its agent sees it. Methods may be called from any thread."""
 
     __slots__ = (
         "_cancelled",
@@ -201,7 +200,7 @@ class Context:
 
     @property
     def fence(self) -> int:
-        """The number of this claim. It only grows: pass it on to whatever must refuse a late writer."""
+        """The number of this claim. It only grows: pass it on to what must refuse a late writer."""
         return self.grant.fence
 
     @property
@@ -212,7 +211,7 @@ class Context:
         return self._needs
 
     def progress(self, fraction: float, text: str = "") -> None:
-        """Say how far it is, from 0 to 1. Soft: shown to watchers, may be lost, costs no log entry."""
+        """Say how far it is, from 0 to 1. Soft: shown to watchers, may be lost, never stored."""
         if self._report is not None and not self._cancelled:
             bounded = min(1.0, max(0.0, float(fraction)))
             self._report(self, bounded, str(text)[:PROGRESS_CHARS_MAX])
@@ -237,7 +236,7 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """True once the claim is lost: whatever is returned now is thrown away. Look often and stop."""
+        """True once the claim is lost: what is returned now is thrown away. Look often and stop."""
         return self._cancelled
 
     async def wait_cancelled(self) -> None:
@@ -248,7 +247,7 @@ class Context:
         await event.wait()
 
     def pause(self, seconds: float) -> bool:
-        """For functions in threads: sleep so long, or until the claim is lost. True if it is lost."""
+        """For functions in threads: sleep so long or until the claim is lost; True if it is lost."""
         event = threading.Event()
         self._on_cancel(event.set)
         event.wait(seconds)
@@ -289,7 +288,7 @@ class Skill:
 
 
 class Agent:
-    """A named set of skills, living in a module that workers load. Labels say what it can be asked for."""
+    """A named set of skills, in a module that workers load. Subtasks may ask for its labels."""
 
     def __init__(self, name: str, *, labels: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -300,8 +299,8 @@ class Agent:
         """Make a function a skill, under a name that tasks ask for. The function stays as it was.
 
         By annotation `Context` it gets the context; by the name `needs` a dict of `NeedOutput`; its
-        other parameter is the input, decoded from JSON to its annotation. Coroutine functions run on
-        the worker's loop, plain ones in a thread each.
+        other parameter is the input, decoded from JSON to its annotation. Coroutine functions run
+        on the worker's loop, plain ones in a thread each.
         """
 
         def register(function: Function) -> Function:
@@ -360,7 +359,7 @@ def decode_value(value: values_pb2.Value) -> Any:
 
 
 def encode_value(value: Any) -> values_pb2.Value:
-    """A ledger value: JSON, or as it is for bytes and Value. TypeError, ValueError: it is not JSON."""
+    """A ledger value: JSON, or as it is for bytes and Value. TypeError, ValueError: not JSON."""
     if isinstance(value, values_pb2.Value):
         return value
     if isinstance(value, bytes):
