@@ -12,16 +12,38 @@ from mesh.agent import (
     Subtask,
     Vote,
 )
+from mesh.aio import AsyncClient
+from mesh.client import Client
+from mesh.client_errors import (
+    DeadlineExceeded,
+    MeshError,
+    Refused,
+    TaskCancelled,
+    TaskFailed,
+    Unreachable,
+)
+from mesh.specs import BadSpec, parse_spec, spec_of
 
 __all__ = [
     "Agent",
     "AgentError",
+    "AsyncClient",
+    "BadSpec",
     "Ballot",
+    "Client",
     "Context",
+    "DeadlineExceeded",
     "Final",
+    "MeshError",
     "NeedFailure",
     "NeedOutput",
+    "Refused",
     "Spawn",
     "Subtask",
+    "TaskCancelled",
+    "TaskFailed",
+    "Unreachable",
     "Vote",
+    "parse_spec",
+    "spec_of",
 ]
