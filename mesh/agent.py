@@ -28,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class AgentError(Exception):
-    """Raise it to fail this attempt with a code of your own. The task's policy says if it is retried."""
+    """Raise it to fail this attempt with a code of your own. Retried as the task's policy says."""
 
     final = False
 
@@ -247,7 +247,7 @@ class Context:
         await event.wait()
 
     def pause(self, seconds: float) -> bool:
-        """For functions in threads: sleep so long or until the claim is lost; True if it is lost."""
+        """For functions in threads: sleep so long or until the claim is lost; True if lost."""
         event = threading.Event()
         self._on_cancel(event.set)
         event.wait(seconds)
