@@ -1,0 +1,1 @@
+"""Programs that show the mesh at work. Each folder is one of them."""
