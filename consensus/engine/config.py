@@ -1,0 +1,29 @@
+"""What an engine is told once, and the bounds it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+COMMAND_BYTES_MAX = 1 << 20
+APPEND_BYTES_MAX = 256 << 10  # of entries in one AppendEntries, unless one entry alone is larger
+APPEND_ENTRIES_MAX = 512  # in one AppendEntries
+WINDOW_FRAMES_MAX = 32  # AppendEntries with entries under way to one peer
+CHUNK_BYTES_MAX = 262_144
+WINDOW_CHUNKS_MAX = 8  # snapshot chunks under way to one peer
+SNAPSHOT_RESEND_MS = 1_000
+OUTBOX_FRAMES_MAX = 65_536
+APPLY_ENTRIES_PER_TICK_MAX = 256
+LINK_LOST_WAIT_MS = (50, 150)  # before asking for pre-votes once the link to the leader broke
+NEVER_MS = -1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Who this node is, the voters its ledger knows (node id to address), and the timings."""
+
+    node_id: str
+    voters: dict[str, str] = field(default_factory=dict)
+    election_ms_min: int = 400
+    election_ms_max: int = 900
+    heartbeat_ms: int = 60
+    leader_fallback_ms: int = 1_500

@@ -1,0 +1,68 @@
+"""Every file operation of journal and vote record, in one small class, so that a simulator can lose them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class Disk:
+    """The real disk. All methods raise OSError when the world refuses."""
+
+    def names(self, folder: Path) -> list[str]:
+        """Names in a folder, which is made if it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return sorted(os.listdir(folder))
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def open_append(self, path: Path) -> int:
+        """A handle that writes at the end of the file, which is made if it is not there."""
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(self, handle: int, data: bytes) -> None:
+        """Write all of it, or raise."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+
+    def sync(self, handle: int) -> None:
+        os.fdatasync(handle)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def sync_folder(self, folder: Path) -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def truncate(self, path: Path, length_bytes: int) -> None:
+        """Cut the file, durably."""
+        handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(handle, length_bytes)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Make this the content of the file, durably: the old content or the new, never a mixture."""
+        partial = path.with_name(path.name + ".tmp")
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            self.write(handle, data)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(partial, path)
+        self.sync_folder(path.parent)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)

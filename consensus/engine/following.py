@@ -1,0 +1,148 @@
+"""What a follower does with what a leader sends: verify, cut only at a real conflict, store, answer."""
+
+from __future__ import annotations
+
+from quorumesh.v1.peer_pb2 import (
+    AppendEntries,
+    AppendReply,
+    Frame,
+    LogEntry,
+    SnapshotChunk,
+    SnapshotReply,
+)
+
+from consensus.engine.codec import is_command
+from consensus.engine.seat import Seat
+from consensus.errors import Damaged
+
+
+def hear_leader(seat: Seat, peer: str, term: int) -> bool:
+    """Accept the sender as leader of this term. False: it is an old one, and is told our term."""
+    raft = seat.raft
+    if term < raft.term:
+        seat.say(peer, Frame(append_reply=AppendReply()))
+        return False
+    assert not (raft.is_leader and term == raft.term), f"two leaders in term {term}"
+    if term > raft.term or raft.leader_id != peer:
+        seat.step_down(term, leader=peer)
+        seat.snapshots.abort()
+    elif raft.is_candidate:
+        seat.step_down(leader=peer)
+    seat.leader_heard_ms, seat.is_leader_lost = seat.now_ms(), False
+    seat.prevote_term = 0
+    raft.wait_for_election()
+    return True
+
+
+def entries_received(seat: Seat, peer: str, term: int, append: AppendEntries) -> None:
+    """Store what is new; commit no further than what this very message verified."""
+    if not hear_leader(seat, peer, term):
+        return
+    seat.machine.leader_counted_ms(append.counted_ms)
+    journal, raft = seat.journal, seat.raft
+    prev_index, entries = append.prev_index, list(append.entries)
+    assert_sound(append)
+    if prev_index < journal.base_index:
+        # What is below the base is committed, so it is the same in every leader's log.
+        entries = [entry for entry in entries if entry.index > journal.base_index]
+        prev_index = journal.base_index
+        if not entries:
+            _answer(seat, peer, verified=min(append.prev_index + len(append.entries), prev_index))
+            return
+    elif prev_index > journal.last_index:
+        _back_up(seat, peer, journal.last_index + 1)
+        return
+    elif journal.term_at(prev_index) != append.prev_term:
+        _back_up(seat, peer, _first_of_term(seat, prev_index))
+        return
+    _store(seat, entries)
+    verified = prev_index + len(entries)
+    commit = min(append.commit_index, verified)
+    if commit > raft.commit_index:
+        raft.commit_index = commit
+    _answer(seat, peer, verified=verified)
+
+
+def assert_sound(append: AppendEntries) -> None:
+    """Refuse, as a bug or an attack, entries that are no log: gaps, terms going back, unknown kinds."""
+    index, term = append.prev_index, append.prev_term
+    for entry in append.entries:
+        if entry.index != index + 1 or entry.term < term or not is_command(entry.command):
+            raise Malformed(f"entry {entry.index} of term {entry.term} after {index} of {term}")
+        index, term = entry.index, entry.term
+
+
+class Malformed(ValueError):
+    """A frame that no engine of ours sends. It is dropped and counted."""
+
+
+def _store(seat: Seat, entries: list[LogEntry]) -> None:
+    journal = seat.journal
+    for entry in entries:
+        if entry.index <= journal.last_index:
+            if journal.term_at(entry.index) == entry.term:
+                continue
+            seat.counters.truncations += 1
+            seat.raft.truncate_from(entry.index)
+            seat.recount_voters()
+        journal.append(entry.index, entry.term, entry.command)
+        seat.appended(entry.command)
+
+
+def _first_of_term(seat: Seat, index: int) -> int:
+    """The first entry of the conflicting term: the leader backs up by the whole term at once."""
+    journal, commit = seat.journal, seat.raft.commit_index
+    term = journal.term_at(index)
+    while index - 1 > max(commit, journal.base_index) and journal.term_at(index - 1) == term:
+        index -= 1
+    assert index > commit, f"a conflict at {index}, which is committed ({commit})"
+    return index
+
+
+def _answer(seat: Seat, peer: str, *, verified: int) -> None:
+    offset = 0 if verified <= seat.journal.synced_index else seat.journal.written_offset
+    reply = AppendReply(next_index=verified + 1, success=True)
+    seat.say(peer, Frame(append_reply=reply), needs_offset=offset)
+
+
+def _back_up(seat: Seat, peer: str, next_index: int) -> None:
+    reply = AppendReply(next_index=next_index, reset=True)
+    seat.say(peer, Frame(append_reply=reply), needs_offset=seat.journal.written_offset)
+
+
+def chunk_received(seat: Seat, peer: str, term: int, chunk: SnapshotChunk) -> None:
+    """Collect a copy of the state; install it when complete, sound and newer than what is committed."""
+    if not hear_leader(seat, peer, term):
+        return
+    if chunk.index <= seat.raft.commit_index:
+        seat.snapshots.abort()
+        _answer_chunk(seat, peer, chunk, seat.raft.commit_index, installed=True)
+        return
+    offset = seat.snapshots.receive(chunk)
+    if not seat.snapshots.is_complete():
+        _answer_chunk(seat, peer, chunk, offset)
+        return
+    try:
+        seat.snapshots.install(chunk.index, chunk.entry_term)
+    except Damaged:
+        seat.snapshots.abort()
+        _answer_chunk(seat, peer, chunk, 0)
+        return
+    _begin_after(seat, chunk.index, chunk.entry_term)
+    _answer_chunk(seat, peer, chunk, chunk.total_bytes, installed=True)
+
+
+def _begin_after(seat: Seat, index: int, term: int) -> None:
+    """The state is now that of `index`: the journal begins there, keeping what provably follows it."""
+    journal = seat.journal
+    journal.reset(index, term, keep_suffix=journal.term_at(index) == term)
+    seat.raft.jumped_to(index)
+    seat.reload_voters(seat.machine.voters())
+    seat.counters.snapshots_installed += 1
+
+
+def _answer_chunk(
+    seat: Seat, peer: str, chunk: SnapshotChunk, offset: int, *, installed: bool = False
+) -> None:
+    reply = SnapshotReply(index=chunk.index, next_offset=offset, installed=installed)
+    seat.say(peer, Frame(snapshot_reply=reply))

@@ -1,0 +1,305 @@
+"""The log on disk and in memory: segments that are only appended to, group commit, whole segments dropped.
+
+Bytes go out unsynced; `sync()` runs one fdatasync at a time through a Background and everything
+waiting shares it. Positions (segment sequence, offset) only grow: entries are withdrawn by a CUT
+record, not by shortening the file, so a GROUP record proves what was durable when it was written.
+At open, what follows the last intact record is cut when nothing proves that it had been synced;
+damage before a proven position raises Damaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from consensus.engine.disk import Disk
+from consensus.engine.opening import Opened, Segment, open_segments, segment_name
+from consensus.engine.records import CUT_BODY, ENTRY_HEAD, GROUP_BODY, SEGMENT_BODY, Kind, encode
+from consensus.errors import StorageFailed
+from consensus.ports import Background
+
+SEGMENT_BYTES_DEFAULT = 8 << 20
+ENTRY_BYTES_MAX = 1 << 20
+NO_OP_COMMAND = b"\x01"
+
+Row = tuple[bytes, int, int]  # command, index, term
+
+
+@dataclass(slots=True)
+class Syncing:
+    """One fdatasync under way: what it makes durable."""
+
+    offset: int
+    index: int
+    position: tuple[int, int]
+    handles: list[int]
+
+
+class Journal:
+    """Entries after `base_index`, in order and without gaps.
+
+    Memory: every entry after the base is also held in memory; `drop_to` bounds that, so the owner
+    who drops segments bounds both. Raises Damaged at open, StorageFailed when a write is refused.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        background: Background,
+        segment_bytes_max: int = SEGMENT_BYTES_DEFAULT,
+        disk: Disk | None = None,
+    ) -> None:
+        self._folder = Path(directory)
+        self._background = background
+        self._segment_bytes_max = segment_bytes_max
+        self._disk = disk if disk is not None else Disk()
+        opened = open_segments(self._folder, self._disk)
+        self._segments: list[Segment] = opened.segments
+        self.rows: list[Row] = opened.rows  # rows[0] stands for the base entry itself
+        self._buffer = bytearray()
+        self._retired: list[int] = []
+        self._syncing: Syncing | None = None
+        self._handle = -1
+        self._is_closed = False
+        self.failed: BaseException | None = None
+        self.sync_count = 0
+        self.written_offset = 0  # Invariant: synced_offset <= written_offset; both only grow.
+        self.synced_offset = 0
+        self.synced_index = self.last_index
+        self._start(opened)
+
+    def _start(self, opened: Opened) -> None:
+        if not self._segments:
+            self._begin_segment(sequence=1, fresh=False)
+        else:
+            path = self._folder / segment_name(self._segments[-1].sequence)
+            self._handle = self._disk.open_append(path)
+        # What was read may never have been synced; from here on it counts, so make it so.
+        if self._buffer:
+            self._write_buffer()
+        self._disk.sync(self._handle)
+        if opened.was_cut or not opened.segments:
+            self._disk.sync_folder(self._folder)
+        self._proven = (self._segments[-1].sequence, self._segments[-1].bytes_used)
+        self.synced_offset = self.written_offset
+
+    # What it holds.
+
+    @property
+    def base_index(self) -> int:
+        return self.rows[0][1]
+
+    @property
+    def base_term(self) -> int:
+        return self.rows[0][2]
+
+    @property
+    def last_index(self) -> int:
+        return self.rows[-1][1]
+
+    @property
+    def last_term(self) -> int:
+        return self.rows[-1][2]
+
+    @property
+    def bytes_on_disk(self) -> int:
+        return sum(segment.bytes_used for segment in self._segments)
+
+    def term_at(self, index: int) -> int | None:
+        """Term of the entry at this index, the base included; None when it is not held."""
+        offset = index - self.base_index
+        return self.rows[offset][2] if 0 <= offset < len(self.rows) else None
+
+    def command_at(self, index: int) -> bytes:
+        """Command of an entry after the base."""
+        assert self.base_index < index <= self.last_index
+        return self.rows[index - self.base_index][0]
+
+    # What changes it.
+
+    def append(self, index: int, term: int, command: bytes) -> None:
+        """Add the next entry; it is durable once `synced_index` has reached it."""
+        assert index == self.last_index + 1, f"entry {index} after {self.last_index}"
+        assert term >= self.last_term and 0 < len(command) <= ENTRY_BYTES_MAX
+        self._put(Kind.ENTRY, ENTRY_HEAD.pack(index, term) + command)
+        self.rows.append((command, index, term))
+        self._segments[-1].last_index = max(self._segments[-1].last_index, index)
+
+    def truncate_from(self, index: int) -> None:
+        """Withdraw the entries from this index on."""
+        assert self.base_index < index
+        if index > self.last_index:
+            return
+        self._put(Kind.CUT, CUT_BODY.pack(index))
+        del self.rows[index - self.base_index :]
+        segment = self._segments[-1]
+        segment.cut_index = min(segment.cut_index, index)
+        self.synced_index = min(self.synced_index, index - 1)
+        if self._syncing is not None:
+            self._syncing.index = min(self._syncing.index, index - 1)
+
+    def drop_to(self, index: int) -> None:
+        """Drop whole segments whose entries are all at or below this index. The caller holds them durably."""
+        keep = 0
+        for at in range(len(self._segments) - 1):
+            base = self._segments[at + 1].base_index
+            later_cut = min(segment.cut_index for segment in self._segments[at + 1 :])
+            if max(s.last_index for s in self._segments[: at + 1]) > index or base > index:
+                break
+            if later_cut > base:
+                keep = at + 1
+        if keep == 0:
+            return
+        base = self._segments[keep].base_index
+        for segment in self._segments[:keep]:
+            self._disk.remove(self._folder / segment_name(segment.sequence))
+        del self._segments[:keep]
+        _, base_index, base_term = self.rows[base - self.base_index]
+        del self.rows[: base - self.base_index]
+        self.rows[0] = (NO_OP_COMMAND, base_index, base_term)
+
+    def reset(self, base_index: int, base_term: int, *, keep_suffix: bool) -> None:
+        """Begin anew after this entry, durably, keeping what follows it if asked. Blocks for the sync."""
+        suffix = self.rows[base_index - self.base_index + 1 :] if keep_suffix else []
+        assert not keep_suffix or self.term_at(base_index) == base_term
+        sequence = self._segments[-1].sequence + 1
+        data = bytearray(segment_record(sequence, base_index, base_term, fresh=True))
+        for command, index, term in suffix:
+            data += encode(Kind.ENTRY, ENTRY_HEAD.pack(index, term) + command)
+        # The first group of a fresh segment proves itself: the file appears by rename, whole or not.
+        data += encode(Kind.GROUP, GROUP_BODY.pack(sequence, len(data)))
+        path = self._folder / segment_name(sequence)
+        self._disk.replace(path, bytes(data))
+        self._retire_handle()
+        self._buffer.clear()
+        for segment in self._segments:
+            self._disk.remove(self._folder / segment_name(segment.sequence))
+        last_index = suffix[-1][1] if suffix else base_index
+        self._segments = [Segment(sequence, base_index, last_index, bytes_used=len(data))]
+        self._handle = self._disk.open_append(path)
+        self.rows = [(NO_OP_COMMAND, base_index, base_term), *suffix]
+        self.written_offset += len(data)
+        self.synced_offset, self.synced_index = self.written_offset, self.last_index
+        self._proven = (sequence, len(data))
+        if self._syncing is not None:
+            self._syncing.index = min(self._syncing.index, self.synced_index)
+
+    def sync(self, done: Callable[[], None]) -> None:
+        """Make everything written so far durable, off the loop; `done` after each sync that ended.
+
+        One at a time: nothing starts while one is under way (ask again in `done`), nor after a
+        failure: a sync that failed is never tried again as if it had worked.
+        """
+        if self._syncing is not None or self.failed is not None or self._is_closed:
+            return
+        if self.synced_offset == self.written_offset and not self._buffer:
+            return
+        self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
+        self._write_buffer()
+        segment = self._segments[-1]
+        syncing = Syncing(
+            self.written_offset,
+            self.last_index,
+            (segment.sequence, segment.bytes_used),
+            [*self._retired, self._handle],
+        )
+        self._syncing = syncing
+
+        def work() -> None:
+            for handle in syncing.handles:
+                self._disk.sync(handle)
+
+        def finish(error: BaseException | None) -> None:
+            self._finish_sync(syncing, error)
+            done()
+
+        self._background.run(work, finish)
+
+    def _finish_sync(self, syncing: Syncing, error: BaseException | None) -> None:
+        self._syncing = None
+        if error is not None:
+            self._fail(error)
+            return
+        self.sync_count += 1
+        self.synced_offset = max(self.synced_offset, syncing.offset)
+        self.synced_index = max(self.synced_index, syncing.index)
+        self._proven = max(self._proven, syncing.position)
+        for handle in syncing.handles:
+            if handle in self._retired:
+                self._retired.remove(handle)
+                self._disk.close(handle)
+            elif self._is_closed:
+                self._disk.close(handle)
+        segment = self._segments[-1]
+        if segment.bytes_used >= self._segment_bytes_max and not self._is_closed:
+            self._roll()
+
+    def close(self) -> None:
+        """Write what is buffered, sync it and let go of the file. The journal can be opened again."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self.failed is None and (self._buffer or self.synced_offset < self.written_offset):
+            self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
+            self._write_buffer()
+            for handle in [*self._retired, self._handle]:
+                self._disk.sync(handle)
+        busy = self._syncing.handles if self._syncing is not None else []
+        for handle in [*self._retired, self._handle]:
+            if handle not in busy:
+                self._disk.close(handle)
+        self._retired, self._handle = [], -1
+
+    # Inside.
+
+    def _put(self, kind: Kind, body: bytes) -> None:
+        if self.failed is not None:
+            raise StorageFailed(f"the journal failed before: {self.failed}")
+        record = encode(kind, body)
+        self._buffer += record
+        self._segments[-1].bytes_used += len(record)
+        self.written_offset += len(record)
+
+    def _write_buffer(self) -> None:
+        data, self._buffer = bytes(self._buffer), bytearray()
+        try:
+            self._disk.write(self._handle, data)
+        except OSError as error:
+            self._fail(error)
+            raise StorageFailed(f"the journal cannot be written: {error}") from error
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failed is None:
+            self.failed = error
+
+    def _roll(self) -> None:
+        try:
+            if self._buffer:
+                self._write_buffer()
+            self._retire_handle(unsynced=True)
+            self._begin_segment(sequence=self._segments[-1].sequence + 1, fresh=False)
+            self._disk.sync_folder(self._folder)
+        except (OSError, StorageFailed) as error:
+            self._fail(error)
+
+    def _begin_segment(self, *, sequence: int, fresh: bool) -> None:
+        self._handle = self._disk.open_append(self._folder / segment_name(sequence))
+        self._segments.append(Segment(sequence, self.last_index, self.last_index, bytes_used=0))
+        record = segment_record(sequence, self.last_index, self.last_term, fresh=fresh)
+        self._buffer += record
+        self._segments[-1].bytes_used += len(record)
+        self.written_offset += len(record)
+
+    def _retire_handle(self, *, unsynced: bool = False) -> None:
+        busy = self._syncing is not None and self._handle in self._syncing.handles
+        if unsynced or busy:
+            self._retired.append(self._handle)
+        elif self._handle >= 0:
+            self._disk.close(self._handle)
+        self._handle = -1
+
+
+def segment_record(sequence: int, base_index: int, base_term: int, *, fresh: bool) -> bytes:
+    return encode(Kind.SEGMENT, SEGMENT_BODY.pack(sequence, base_index, base_term, fresh))

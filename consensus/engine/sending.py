@@ -1,0 +1,67 @@
+"""How a leader sends a copy of the state to a peer whose next entry is no longer in the journal."""
+
+from __future__ import annotations
+
+from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk, SnapshotReply
+
+from consensus.engine.config import CHUNK_BYTES_MAX, SNAPSHOT_RESEND_MS, WINDOW_CHUNKS_MAX
+from consensus.engine.seat import Progress, Seat
+
+
+def send_snapshot(seat: Seat, peer: str, progress: Progress) -> None:
+    """Send chunks within the window; ask for a copy when there is none that the journal continues."""
+    if progress.snapshot is None:
+        latest = seat.snapshots.latest()
+        if latest is None or latest.index < seat.journal.base_index:
+            seat.snapshots.request()
+            return
+        progress.snapshot, progress.chunk_sent, progress.chunk_acked = latest, 0, 0
+        seat.counters.snapshots_sent += 1
+    now_ms = seat.now_ms()
+    if progress.chunk_sent > progress.chunk_acked and (
+        now_ms - progress.chunk_ms >= SNAPSHOT_RESEND_MS
+    ):
+        progress.chunk_sent = progress.chunk_acked
+    snapshot = progress.snapshot
+    while (
+        progress.chunk_sent < snapshot.bytes_total
+        and progress.chunk_sent - progress.chunk_acked < WINDOW_CHUNKS_MAX * CHUNK_BYTES_MAX
+    ):
+        data = snapshot.read(progress.chunk_sent, CHUNK_BYTES_MAX)
+        assert data, "a snapshot is shorter than it says"
+        chunk = SnapshotChunk(
+            index=snapshot.index,
+            entry_term=snapshot.term,
+            offset=progress.chunk_sent,
+            data=data,
+            total_bytes=snapshot.bytes_total,
+            digest=snapshot.digest,
+            commit_index=seat.raft.commit_index,
+        )
+        if not seat.say(peer, Frame(snapshot=chunk)):
+            return
+        progress.chunk_sent += len(data)
+        progress.chunk_ms = progress.sent_ms = now_ms
+
+
+def chunk_answered(seat: Seat, peer: str, reply: SnapshotReply) -> None:
+    """Move on by what the peer has; once it installed the copy, go back to sending entries."""
+    progress = seat.peers.get(peer)
+    if progress is None or not seat.raft.is_leader:
+        return
+    progress.heard_ms = seat.now_ms()
+    if reply.installed:
+        if reply.index <= seat.journal.last_index:
+            progress.next_index = max(progress.match_index, reply.index) + 1
+            progress.is_probing = True
+            progress.probed_ms = seat.now_ms() - seat.config.heartbeat_ms
+            progress.snapshot = None
+        return
+    if progress.snapshot is None or progress.snapshot.index != reply.index:
+        return
+    if reply.next_offset < progress.chunk_acked:
+        progress.chunk_acked = progress.chunk_sent = reply.next_offset
+    elif reply.next_offset > progress.chunk_acked:
+        progress.chunk_acked = reply.next_offset
+        progress.chunk_sent = max(progress.chunk_sent, reply.next_offset)
+    progress.chunk_ms = seat.now_ms()
