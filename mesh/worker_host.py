@@ -78,6 +78,7 @@ class Host:
         self._renewed_until_ms = 0
         self._offer: int | None = slots
         self._offered = slots
+        self._lease_is_over = False
         self._counts = {"completed": 0, "failed": 0, "lost": 0}
 
     # What the node says.
@@ -161,6 +162,14 @@ class Host:
         self._progress.clear()
         return message
 
+    def take_lease_end(self) -> bool:
+        """True once after claims were dropped here that the ledger may still count as held.
+
+        A new stream then settles what this worker holds.
+        """
+        is_over, self._lease_is_over = self._lease_is_over, False
+        return is_over
+
     @property
     def is_idle(self) -> bool:
         """Nothing runs and nothing waits for its answer."""
@@ -193,6 +202,8 @@ class Host:
                 self._time_out(key, held)
             elif now_ms >= max(held.lease_until_ms, self._renewed_until_ms):
                 self.revoked(key, "its lease ran out without renewal")
+                self._lease_is_over = True
+                self._on_reports()
 
     # Running.
 

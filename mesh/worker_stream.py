@@ -134,6 +134,9 @@ class Stream:
             self._wake.clear()
             while (message := self._host.take_reports()) is not None:
                 await call.write(message)
+            if self._host.take_lease_end():
+                await call.done_writing()
+                return
 
 
 def _now_ms() -> int:
