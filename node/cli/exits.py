@@ -1,0 +1,62 @@
+"""Exit codes of `mesh`, and the one table from errors to them."""
+
+from __future__ import annotations
+
+from mesh.client_errors import (
+    DeadlineExceeded,
+    MeshError,
+    Refused,
+    TaskCancelled,
+    TaskFailed,
+    Unreachable,
+)
+
+OK, TASK_FAILED, BAD_INPUT, REFUSED, UNREACHABLE, DEADLINE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+EXITS_HELP = """\b
+Exit codes:
+  0    done
+  1    the task failed or was cancelled, or doctor found something wrong
+  2    wrong usage or bad input
+  3    the mesh refused; nothing was changed
+  4    no node could be reached, or none can write now
+  5    the deadline passed first
+  130  interrupted by Ctrl-C"""
+
+_NEXT_OF_REASON = {
+    "INVALID": "correct the task and submit it again",
+    "NOT_FOUND": "see the ids with: mesh tasks",
+    "FINISHED": "see how it ended with: mesh task show ID",
+    "OVERLOADED": "try again later",
+    "VALUE_TOO_LARGE": "keep each input and output within 65,536 bytes",
+    "PERMISSION_DENIED": "use a certificate of this mesh (--profile)",
+    "TOKEN_USED": "make a new one with: mesh join-token",
+    "TOKEN_EXPIRED": "make a new one with: mesh join-token",
+    "TOKEN_UNKNOWN": "make one with: mesh join-token",
+}
+
+
+def exit_of(error: MeshError) -> int:
+    """Return the exit code for an error of the client."""
+    match error:
+        case TaskFailed() | TaskCancelled():
+            return TASK_FAILED
+        case Unreachable():
+            return UNREACHABLE
+        case DeadlineExceeded():
+            return DEADLINE
+    return REFUSED
+
+
+def advice_on(error: MeshError) -> str:
+    """Say in a few words what to do next; empty when there is nothing to say."""
+    match error:
+        case TaskFailed() | TaskCancelled():
+            return f"see why with: mesh task show {error.task_id}"
+        case Unreachable():
+            return "check that a node runs there, or name another with --address HOST:PORT"
+        case DeadlineExceeded():
+            return "it may still be running: mesh tasks"
+        case Refused():
+            return _NEXT_OF_REASON.get(error.reason, "")
+    return ""
