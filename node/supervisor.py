@@ -163,6 +163,8 @@ class _Child:
         try:
             process = await self._start()
             assert process.stdout is not None
+            if self._stopping.is_set():
+                process.terminate()  # stopped while it was being started
             reading = asyncio.ensure_future(_pump(process.stdout, output))
             try:
                 self._exit_code = await process.wait()

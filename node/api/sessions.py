@@ -26,7 +26,7 @@ from quorumesh.v1.workers_pb2 import (
 )
 
 from consensus.errors import OutcomeUnknown, Unavailable
-from consensus.ledger import Applied, GrantRef
+from consensus.ledger.results import Applied, GrantRef
 from node.api.progress import ProgressHub
 from node.api.seats import Item, Key, Seat, lease_left_ms
 
