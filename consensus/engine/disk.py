@@ -1,4 +1,4 @@
-"""Every file operation of journal and vote record, in one small class, so that a simulator can lose them."""
+"""Every file operation of journal and vote record, in one small class that can be stood in for."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Disk:
             os.close(handle)
 
     def replace(self, path: Path, data: bytes) -> None:
-        """Make this the content of the file, durably: the old content or the new, never a mixture."""
+        """Make this the content of the file, durably: the old one or the new, never a mixture."""
         partial = path.with_name(path.name + ".tmp")
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

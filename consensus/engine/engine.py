@@ -1,4 +1,4 @@
-"""The engine: orders commands among voters, stores them durably, and hands them to the machine in order.
+"""The engine: orders commands among voters, stores them, hands them to the machine in order.
 
 Its owner drives it on one thread: `tick()` every 20 ms and whenever `on_need_tick` asks, and the
 link's events as they come. It opens no socket, starts no thread and reads no clock of its own.
@@ -77,7 +77,7 @@ class Engine:
     # What it is asked to do.
 
     def tick(self) -> None:
-        """Do what is due: stand, lead, send, start a sync, apply. Raises what `machine.apply` raises."""
+        """Do what is due: stand, lead, send, sync, apply. Raises what `machine.apply` raises."""
         if self._is_stopped():
             return
         with self._entered():
@@ -101,7 +101,7 @@ class Engine:
         return index
 
     def change(self, change: MembershipChange) -> bool:
-        """Add or remove one voter. False: not the leader, another change is not applied yet, or no change."""
+        """Add or remove one voter. False: not the leader, one is under way, or no change."""
         seat = self._seat
         if self._is_stopped() or not seat.raft.is_leader or not seat.raft.may_change():
             return False
@@ -116,12 +116,12 @@ class Engine:
         return False
 
     def feed(self, peer: str) -> None:
-        """Leader: send the log to a peer that is no voter yet, so that it can be added once it has it."""
+        """Leader: send the log to a peer that is no voter yet, so that it can be added later."""
         with self._entered():
             leading.feed(self._seat, peer)
 
     def matched(self, peer: str) -> int:
-        """Leader: the last entry that the peer is known to hold durably; 0 when nothing is known."""
+        """Leader: the last entry that the peer is known to hold durably; 0 when none is."""
         progress = self._seat.peers.get(peer)
         return progress.match_index if progress is not None else 0
 
@@ -157,7 +157,7 @@ class Engine:
                 votes.leader_lost(seat)
 
     def frame_received(self, peer: str, frame: Frame) -> None:
-        """Take one frame. What is malformed is dropped and counted; what is of an old term is dropped."""
+        """Take one frame. A malformed one is dropped and counted; one of an old term is dropped."""
         if self._is_stopped():
             return
         with self._entered():

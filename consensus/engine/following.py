@@ -1,4 +1,4 @@
-"""What a follower does with what a leader sends: verify, cut only at a real conflict, store, answer."""
+"""What a follower does: verify, cut only at a real conflict, store, answer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def entries_received(seat: Seat, peer: str, term: int, append: AppendEntries) ->
 
 
 def assert_sound(append: AppendEntries) -> None:
-    """Refuse, as a bug or an attack, entries that are no log: gaps, terms going back, unknown kinds."""
+    """Malformed for entries that are no log: gaps, terms going back, unknown kinds."""
     index, term = append.prev_index, append.prev_term
     for entry in append.entries:
         if entry.index != index + 1 or entry.term < term or not is_command(entry.command):
@@ -111,7 +111,7 @@ def _back_up(seat: Seat, peer: str, next_index: int) -> None:
 
 
 def chunk_received(seat: Seat, peer: str, term: int, chunk: SnapshotChunk) -> None:
-    """Collect a copy of the state; install it when complete, sound and newer than what is committed."""
+    """Collect a copy of the state; install it when complete, sound and newer than the commit."""
     if not hear_leader(seat, peer, term):
         return
     if chunk.index <= seat.raft.commit_index:
@@ -133,7 +133,7 @@ def chunk_received(seat: Seat, peer: str, term: int, chunk: SnapshotChunk) -> No
 
 
 def _begin_after(seat: Seat, index: int, term: int) -> None:
-    """The state is now that of `index`: the journal begins there, keeping what provably follows it."""
+    """The state is now that of `index`: the journal begins there and keeps what follows it."""
     journal = seat.journal
     journal.reset(index, term, keep_suffix=journal.term_at(index) == term)
     seat.raft.jumped_to(index)

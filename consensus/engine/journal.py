@@ -1,4 +1,4 @@
-"""The log on disk and in memory: segments that are only appended to, group commit, whole segments dropped.
+"""The log on disk and in memory: append-only segments, group commit, whole segments dropped.
 
 Bytes go out unsynced; `sync()` runs one fdatasync at a time through a Background and everything
 waiting shares it. Positions (segment sequence, offset) only grow: entries are withdrawn by a CUT
@@ -141,7 +141,7 @@ class Journal:
             self._syncing.index = min(self._syncing.index, index - 1)
 
     def drop_to(self, index: int) -> None:
-        """Drop whole segments whose entries are all at or below this index. The caller holds them durably."""
+        """Drop whole segments of entries at or below this index, which the caller holds durably."""
         keep = 0
         for at in range(len(self._segments) - 1):
             base = self._segments[at + 1].base_index
@@ -161,14 +161,14 @@ class Journal:
         self.rows[0] = (NO_OP_COMMAND, base_index, base_term)
 
     def reset(self, base_index: int, base_term: int, *, keep_suffix: bool) -> None:
-        """Begin anew after this entry, durably, keeping what follows it if asked. Blocks for the sync."""
+        """Begin anew after this entry, durably, keeping what follows it if asked. Blocks."""
         suffix = self.rows[base_index - self.base_index + 1 :] if keep_suffix else []
         assert not keep_suffix or self.term_at(base_index) == base_term
         sequence = self._segments[-1].sequence + 1
         data = bytearray(segment_record(sequence, base_index, base_term, fresh=True))
         for command, index, term in suffix:
             data += encode(Kind.ENTRY, ENTRY_HEAD.pack(index, term) + command)
-        # The first group of a fresh segment proves itself: the file appears by rename, whole or not.
+        # The first group of a fresh segment proves itself: the file appears whole, by rename.
         data += encode(Kind.GROUP, GROUP_BODY.pack(sequence, len(data)))
         path = self._folder / segment_name(sequence)
         self._disk.replace(path, bytes(data))
@@ -237,7 +237,7 @@ class Journal:
             self._roll()
 
     def close(self) -> None:
-        """Write what is buffered, sync it and let go of the file. The journal can be opened again."""
+        """Write what is buffered, sync it and let go of the file."""
         if self._is_closed:
             return
         self._is_closed = True

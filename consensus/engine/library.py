@@ -1,4 +1,4 @@
-"""The one file that reaches into PySyncObj's module: clock, chance, journal and codec are replaced there.
+"""The one file that reaches into PySyncObj's module and replaces clock, chance, journal and codec.
 
 Done once, at import, and only for the exact source that this was written against.
 """
@@ -40,6 +40,11 @@ class _Ambient(threading.local):
 
 
 ambient = _Ambient()
+
+
+def monotonic_s() -> float:
+    """The time that the library sees."""
+    return ambient.monotonic_s()
 
 
 def _given_journal(journal: Any) -> Any:

@@ -57,7 +57,7 @@ def segment_name(sequence: int) -> str:
 
 
 def open_segments(folder: Path, disk: Disk) -> Opened:
-    """Read all segments, cut what nothing proves was synced, and rebuild the rows. Raises Damaged."""
+    """Read all segments, cut what nothing proves was synced, rebuild the rows. Raises Damaged."""
     found = [_read(folder, name, disk) for name in disk.names(folder) if name.endswith(SUFFIX)]
     found = _from_last_fresh(found, folder, disk)
     opened = Opened()
@@ -78,8 +78,6 @@ def open_segments(folder: Path, disk: Disk) -> Opened:
             _cut(found[at:], folder, disk)
             opened.was_cut = True
             break
-        if at + 1 < len(found) and proven > (segment.sequence, segment.intact_bytes):
-            continue
     if proven and opened.segments:
         last = opened.segments[-1]
         if proven > (last.sequence, last.bytes_used):
@@ -108,7 +106,7 @@ def _from_last_fresh(found: list[Found], folder: Path, disk: Disk) -> list[Found
 
 
 def _proven_position(found: list[Found]) -> tuple[int, int]:
-    """The last position that some intact GROUP record, in order or beyond damage, proves was synced."""
+    """The last position that an intact GROUP record, even beyond damage, proves was synced."""
     proven = (0, 0)
     for segment in found:
         for record in segment.records:

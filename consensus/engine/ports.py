@@ -9,7 +9,7 @@ from quorumesh.v1.peer_pb2 import SnapshotChunk
 
 
 class Machine(Protocol):
-    """The replicated state. `apply` is called in order, only for what is committed and durable here."""
+    """The replicated state. `apply` comes in order, only for what is committed and durable here."""
 
     @property
     def applied_index(self) -> int: ...

@@ -17,7 +17,7 @@ from pysyncobj.transport import Transport
 
 from consensus.engine.config import EngineConfig
 from consensus.engine.journal import Journal, Row
-from consensus.engine.library import library
+from consensus.engine.library import monotonic_s
 from consensus.engine.vote import VoteRecord
 
 LIBRARY_BATCH_BYTES = (
@@ -132,6 +132,8 @@ class _SyncObj(SyncObj):  # type: ignore[misc]  # the library is untyped
 
     def __init__(self, config: EngineConfig, log: LogView, applied_index: int) -> None:
         others = [PeerNode(peer) for peer in sorted(config.voters) if peer != config.node_id]
+        self.__raftCommitIndex: int
+        self.__changeClusterIDx: int | None
         super().__init__(
             PeerNode(config.node_id),
             others,
@@ -177,7 +179,7 @@ class _SyncObj(SyncObj):  # type: ignore[misc]  # the library is untyped
 
     @property
     def commit_index(self) -> int:
-        return cast(int, self.__raftCommitIndex)
+        return int(self.__raftCommitIndex)
 
     @commit_index.setter
     def commit_index(self, index: int) -> None:
@@ -192,7 +194,7 @@ class _SyncObj(SyncObj):  # type: ignore[misc]  # the library is untyped
 
     @property
     def applied_index(self) -> int:
-        return cast(int, self.__raftLastApplied)
+        return self.__raftLastApplied
 
     @applied_index.setter
     def applied_index(self, index: int) -> None:
@@ -201,12 +203,12 @@ class _SyncObj(SyncObj):  # type: ignore[misc]  # the library is untyped
 
     @property
     def is_election_due(self) -> bool:
-        return cast(bool, self.__raftElectionDeadline <= library.monotonicTime())
+        return self.__raftElectionDeadline <= monotonic_s()
 
     def wait_for_election(self, wait_s: float | None = None) -> None:
         """Set the election deadline; by default the library's random time from now."""
         chosen = self.__generateRaftTimeout() if wait_s is None else wait_s
-        self.__raftElectionDeadline = library.monotonicTime() + chosen
+        self.__raftElectionDeadline = monotonic_s() + chosen
 
     def enter_term(self, term: int, voted_for: str | None = None) -> None:
         """Durably, before anything is said in it."""

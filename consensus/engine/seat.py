@@ -1,4 +1,4 @@
-"""What one node holds while it takes part: its parts, its peers' progress, its voters, what it heard."""
+"""What one node holds while it takes part: its parts, its voters, its peers' progress."""
 
 from __future__ import annotations
 

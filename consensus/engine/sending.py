@@ -9,7 +9,7 @@ from consensus.engine.seat import Progress, Seat
 
 
 def send_snapshot(seat: Seat, peer: str, progress: Progress) -> None:
-    """Send chunks within the window; ask for a copy when there is none that the journal continues."""
+    """Send chunks within the window; ask for a copy if there is none that the journal continues."""
     if progress.snapshot is None:
         latest = seat.snapshots.latest()
         if latest is None or latest.index < seat.journal.base_index:

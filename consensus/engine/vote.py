@@ -1,4 +1,4 @@
-"""The term and the vote: one fsynced, checksummed record, written before anything is said in that term."""
+"""The term and the vote: one fsynced, checksummed record, written before anything is said."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def vote_given(seat: Seat, peer: str, term: int) -> None:
 
 
 def leader_lost(seat: Seat) -> None:
-    """The link to the leader broke: it no longer counts as heard, and a short random wait begins."""
+    """The link to the leader broke: it no longer counts as heard; a short random wait begins."""
     seat.is_leader_lost = True
     shortest, longest = LINK_LOST_WAIT_MS
     seat.raft.wait_for_election(seat.rng.uniform(shortest, longest) / 1000)
