@@ -1,0 +1,1 @@
+"""The bench: `scripts/bench`, or `python -m tests.bench`."""
