@@ -1,0 +1,133 @@
+"""Who may call what, by certificate; and the one place where services' errors become statuses.
+
+Every call comes through here. A service behind it can rely on its caller's role.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from consensus.errors import ConsensusError
+from node.api.errors import Refusal, abort
+
+LOCAL = "local"  # on the Unix socket: processes of this node's own user
+NODE, CLIENT, JOIN, NOBODY = "node", "client", "join", ""
+
+_PEOPLE = frozenset({NODE, CLIENT})
+_ROLES: dict[str, frozenset[str]] = {
+    "/quorumesh.v1.Tasks/": _PEOPLE,
+    "/quorumesh.v1.Locks/": _PEOPLE,
+    "/quorumesh.v1.Mesh/": _PEOPLE,
+    "/quorumesh.v1.Mesh/Join": frozenset({JOIN}),
+    "/quorumesh.v1.Peer/": frozenset({NODE}),
+    "/quorumesh.v1.Workers/": frozenset({LOCAL}),
+    "/grpc.health.v1.Health/": frozenset({NODE, CLIENT, JOIN, LOCAL}),
+    "/grpc.reflection.v1alpha.ServerReflection/": frozenset({NODE, CLIENT, JOIN}),
+}
+_NEVER: frozenset[str] = frozenset()
+
+Handler = grpc.RpcMethodHandler[Any, Any]
+Context = grpc.aio.ServicerContext[Any, Any]
+log = logging.getLogger("node.guard")
+caller: ContextVar[str] = ContextVar("caller", default="")  # the principal of the call being served
+
+
+def principal_of(context: Context) -> str:
+    """Who calls: `node:…`, `client:…`, `join:…`, `local:worker`, or empty for nobody."""
+    names = (context.auth_context() or {}).get("x509_common_name")
+    if names:
+        name = names[0]
+        return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+    return "local:worker" if context.peer().startswith("unix:") else NOBODY
+
+
+def roles_for(method: str) -> frozenset[str]:
+    """The roles that may call a method; none for a method that is not known."""
+    service = method[: method.rfind("/") + 1]
+    return _ROLES.get(method) or _ROLES.get(service) or _NEVER
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Refuses callers whose certificate does not carry the role, with PERMISSION_DENIED."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        return _guarded(handler, str(handler_call_details.method))
+
+
+async def _admit(method: str, context: Context) -> None:
+    principal = principal_of(context)
+    role = principal.partition(":")[0]
+    if role not in roles_for(method):
+        log.warning("call refused", extra={"method": method, "principal": principal or "none"})
+        who = principal or "a caller without a certificate of this mesh"
+        await abort(context, Refusal("PERMISSION_DENIED", f"{who} may not call {method}"))
+    caller.set(principal)
+
+
+def _guarded(handler: Handler, method: str) -> Handler:
+    codecs = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary is not None:
+        unary = _answering(handler.unary_unary, method)
+        return grpc.unary_unary_rpc_method_handler(unary, **codecs)
+    if handler.stream_unary is not None:
+        unary = _answering(handler.stream_unary, method)
+        return grpc.stream_unary_rpc_method_handler(unary, **codecs)
+    if handler.unary_stream is not None:
+        stream = _streaming(handler.unary_stream, method)
+        return grpc.unary_stream_rpc_method_handler(stream, **codecs)
+    stream = _streaming(handler.stream_stream, method)
+    return grpc.stream_stream_rpc_method_handler(stream, **codecs)
+
+
+def _answering(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+    async def answer(request: Any, context: Context) -> Any:
+        await _admit(method, context)
+        try:
+            reply = behavior(request, context)
+            return await reply if inspect.isawaitable(reply) else reply
+        except (Refusal, ConsensusError) as error:
+            await abort(context, error)
+
+    return answer
+
+
+def _streaming(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+    # A coroutine that writes, whatever shape the behavior has: so the check can come first and
+    # generators are closed before the call ends.
+    async def stream(requests: Any, context: Context) -> None:
+        await _admit(method, context)
+        try:
+            if inspect.isasyncgenfunction(behavior):
+                await _write_all(behavior(requests, context), context)
+            else:
+                await behavior(requests, context)
+        except (Refusal, ConsensusError) as error:
+            await abort(context, error)
+
+    return stream
+
+
+async def _write_all(replies: AsyncIterator[Any], context: Context) -> None:
+    try:
+        async for reply in replies:
+            await context.write(reply)
+    finally:
+        close = getattr(replies, "aclose", None)
+        if close is not None:
+            await close()
