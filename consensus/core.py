@@ -117,9 +117,8 @@ class Core:
                 f"the ledger ends at {applied}, but the journal begins after "
                 f"{self.journal.base_index}: the ledger has lost entries"
             )
-        if applied > self.journal.last_index or self.journal.term_at(applied) != term:
-            if applied != self.journal.last_index or applied > 0:
-                self.journal.reset(applied, term, keep_suffix=False)
+        if self.journal.term_at(applied) != term:
+            self.journal.reset(applied, term, keep_suffix=False)
 
     def _make_engine(self) -> Engine:
         config = self.config
@@ -143,6 +142,9 @@ class Core:
     @property
     def applied_index(self) -> int:
         return self.ledger.applied_index
+
+    def voters(self) -> dict[str, str]:
+        return self.ledger.voters()
 
     def counted_ms(self) -> int:
         return self.counted.now_ms()
