@@ -13,10 +13,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import grpc
 import grpc.aio
 
+from mesh.credentials import CHANNEL_TLS_OPTIONS, ClientCredentials
+from mesh.errors import IdentityError
 from mesh.worker_host import CHECK_MS, Host
 from mesh.worker_loading import BadAgents, Loaded, load
 from mesh.worker_process import (
@@ -33,6 +35,8 @@ SLOTS_MAX = 4_096
 SESSION_BYTES = 16
 DRAIN_MS_DEFAULT = 10_000
 EXIT_USAGE = 64
+
+Connect = Callable[[], grpc.aio.Channel]
 
 log = logging.getLogger("mesh.worker")
 
@@ -53,7 +57,7 @@ class WorkerOptions:
     credentials: str = ""
 
 
-async def serve(options: WorkerOptions, loaded: Loaded) -> int:
+async def serve(options: WorkerOptions, loaded: Loaded, connect: Connect) -> int:
     """Work until told to stop, the node is gone or an agent is stuck. Returns the exit code."""
     stream: Stream | None = None
 
@@ -69,7 +73,7 @@ async def serve(options: WorkerOptions, loaded: Loaded) -> int:
         labels=tuple(sorted(loaded.labels.items())),
         slots=options.slots,
     )
-    stream = Stream(hello, host, connect=_connector(options))
+    stream = Stream(hello, host, connect=connect)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -110,27 +114,17 @@ async def _mind(host: Host, watchdog: Watchdog, stop: asyncio.Event, *, drain_ms
     return code
 
 
-def _connector(options: WorkerOptions) -> Callable[[], grpc.aio.Channel]:
+def _connector(options: WorkerOptions) -> Connect:
     if options.connect.startswith("unix:"):
         return lambda: grpc.aio.insecure_channel(options.connect, options=STREAM_OPTIONS)
-    credentials, name = _tls(options.credentials)
+    credentials = ClientCredentials.load(Path(options.credentials)).channel_credentials()
     tls_options = (
         *STREAM_OPTIONS,
-        ("grpc.ssl_target_name_override", name),
+        *CHANNEL_TLS_OPTIONS,
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 5_000),
     )
     return lambda: grpc.aio.secure_channel(options.connect, credentials, options=tls_options)
-
-
-def _tls(folder: str) -> tuple[grpc.ChannelCredentials, str]:
-    """Credentials from a folder with ca.pem, cert.pem, key.pem; all nodes answer to one name."""
-    read: list[bytes] = []
-    for name in ("ca.pem", "key.pem", "cert.pem"):
-        with open(os.path.join(folder, name), "rb") as file:
-            read.append(file.read())
-    ca, key, certificate = read
-    return grpc.ssl_channel_credentials(ca, key, certificate), "quorumesh"
 
 
 def parse(arguments: Sequence[str]) -> WorkerOptions:
@@ -166,11 +160,12 @@ def main(arguments: Sequence[str]) -> int:
         die_with_parent(options.parent_pid)
     try:
         loaded = load(options.agents, allow_shell=options.allow_shell)
-    except BadAgents as error:
+        connect = _connector(options)
+    except (BadAgents, IdentityError) as error:
         log.error("%s", error)
         return EXIT_USAGE
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        code = runner.run(serve(options, loaded))
+        code = runner.run(serve(options, loaded, connect))
         leave(code)  # not by returning: a stuck agent's thread would hold the process
     return code
 

@@ -13,7 +13,7 @@ import msgspec
 
 from mesh.agent import Agent, AgentError, Final
 
-OUTPUT_BYTES_MAX = 16_384  # of stdout and of stderr; what comes after is read and dropped
+OUTPUT_BYTES_MAX = 30_000  # as JSON, of stdout and of stderr; what comes after is read and dropped
 ARGUMENTS_MAX = 256
 TIMEOUT_MS_DEFAULT = 60_000
 READ_BYTES = 65_536
@@ -54,8 +54,8 @@ async def run_program(wish: ShellInput) -> dict[str, Any]:
             await process.wait()
     return {
         "code": code,
-        "stdout": out[0].decode("utf-8", "replace"),
-        "stderr": err[0].decode("utf-8", "replace"),
+        "stdout": out[0],
+        "stderr": err[0],
         "is_cut": out[1] or err[1],
     }
 
@@ -68,7 +68,7 @@ async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
     process.stdin.close()
 
 
-async def _drain(stream: asyncio.StreamReader | None) -> tuple[bytes, bool]:
+async def _drain(stream: asyncio.StreamReader | None) -> tuple[str, bool]:
     assert stream is not None
     kept = bytearray()
     is_cut = False
@@ -76,4 +76,8 @@ async def _drain(stream: asyncio.StreamReader | None) -> tuple[bytes, bool]:
         room = OUTPUT_BYTES_MAX - len(kept)
         kept += piece[:room]
         is_cut = is_cut or len(piece) > room
-    return bytes(kept), is_cut
+    text = kept.decode("utf-8", "replace")
+    # Control characters take six bytes each in JSON, and the whole answer has a bound.
+    while len(msgspec.json.encode(text)) > OUTPUT_BYTES_MAX:
+        text, is_cut = text[: len(text) * 3 // 4], True
+    return text, is_cut

@@ -27,7 +27,6 @@ from quorumesh.v1.workers_pb2 import (
 
 from consensus.errors import OutcomeUnknown, Unavailable
 from consensus.ledger.results import Applied, GrantRef
-from node.api.progress import ProgressHub
 from node.api.seats import Item, Key, Seat, lease_left_ms
 
 LEASE_MARGIN_MS = 200
@@ -85,7 +84,10 @@ class SessionsStats:
 
 
 class Sessions:
-    """All workers connected to this node. Subscribe it to the replica, and run it."""
+    """All workers connected to this node. Subscribe it to the replica, and run it.
+
+    `on_progress` is given soft events; it must not block.
+    """
 
     def __init__(
         self,
@@ -93,12 +95,12 @@ class Sessions:
         *,
         lease_ms: int,
         monotonic_ms: Callable[[], int],
-        progress: ProgressHub,
+        on_progress: Callable[[TaskEvent], None],
     ) -> None:
         self._replica = replica
         self._lease_ms = lease_ms
         self._monotonic_ms = monotonic_ms
-        self._progress = progress
+        self._on_progress = on_progress
         self._seats: dict[bytes, Seat] = {}
         self._waiting: deque[Item] = deque()
         self._some = asyncio.Event()
@@ -254,7 +256,7 @@ class Sessions:
         note = seat.held.get((report.subtask_ref, report.fence))
         if note is None:
             return
-        self._progress.publish(
+        self._on_progress(
             TaskEvent(
                 kind=TaskEvent.PROGRESS,
                 task_id=note.task_id,

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
-import grpc
 import grpc.aio
 from quorumesh.v1.workers_pb2 import FromWorker, Grant, ToWorker, Welcome, WorkerHello
 from quorumesh.v1.workers_pb2_grpc import WorkersServicer
 
 from consensus.errors import Unavailable
+from node.api.errors import Refusal, abort, refusal_of
 from node.api.seats import Seat
 from node.api.sessions import SessionRefused, Sessions
 
@@ -40,9 +40,9 @@ class WorkersService(WorkersServicer):
         try:
             seat, grants = await self._sessions.open(hello)
         except SessionRefused as refused:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refused))
+            await abort(context, refusal_of(refused.reason, str(refused)))
         except Unavailable as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, error.why)
+            await abort(context, error)
         log.info("worker connected: name=%s epoch=%d", hello.name, seat.epoch)
         reader = asyncio.ensure_future(self._read(seat, request_iterator))
         try:
@@ -63,10 +63,10 @@ class WorkersService(WorkersServicer):
             async with asyncio.timeout(HELLO_MS_MAX / 1_000):
                 first = await anext(aiter(requests))
         except (StopAsyncIteration, TimeoutError):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a worker says hello first")
+            await abort(context, Refusal("INVALID", "a worker says hello first"))
         trouble = hello_trouble(first.hello)
         if trouble:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, trouble)
+            await abort(context, Refusal("INVALID", trouble))
         return first.hello
 
     def _first(self, seat: Seat, grants: list[Grant]) -> ToWorker:

@@ -15,13 +15,13 @@ from pathlib import Path
 import grpc.aio
 import msgspec
 from quorumesh.v1.ledger_pb2 import Command, HeldClaim, Outcome
+from quorumesh.v1.tasks_pb2 import TaskEvent
 from quorumesh.v1.values_pb2 import Failure, Reason, Value
 from quorumesh.v1.workers_pb2 import Completion, Grant
 from quorumesh.v1.workers_pb2_grpc import add_WorkersServicer_to_server
 
 from consensus.errors import OutcomeUnknown
 from consensus.ledger.results import Applied, GrantRef, RevokeRef
-from node.api.progress import ProgressHub
 from node.api.sessions import Sessions
 from node.api.workers import WorkersService
 from node.supervisor import Supervisor, WorkerSpec
@@ -230,7 +230,7 @@ class SmallReplica:
 class SmallNode:
     replica: SmallReplica
     sessions: Sessions
-    progress: ProgressHub
+    progress: list[TaskEvent]
     supervisor: Supervisor
     folder: Path
 
@@ -252,8 +252,10 @@ async def small_node(
 ) -> AsyncIterator[SmallNode]:
     """One node's worker side over a Unix socket, with one real worker process."""
     replica = SmallReplica()
-    progress = ProgressHub()
-    sessions = Sessions(replica, lease_ms=LEASE_MS, monotonic_ms=now_ms, progress=progress)
+    progress: list[TaskEvent] = []
+    sessions = Sessions(
+        replica, lease_ms=LEASE_MS, monotonic_ms=now_ms, on_progress=progress.append
+    )
     replica.observers.append(sessions)
     server = grpc.aio.server()
     add_WorkersServicer_to_server(WorkersService(sessions, node_id="n1"), server)
