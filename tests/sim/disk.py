@@ -1,4 +1,4 @@
-"""A disk in memory that forgets what was not synced, torn at any byte, when its machine loses power."""
+"""A disk in memory that forgets what was not synced, torn anywhere, when power is lost."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SimDisk:
         self._synced.pop(path, None)
 
     def power_loss(self, rng: random.Random) -> None:
-        """Forget open handles, files whose names were not synced, and part of what was not synced."""
+        """Forget open handles, files with unsynced names, and part of what was not synced."""
         self._handles.clear()
         for path in sorted(self._files):
             if path not in self._named:

@@ -1,4 +1,4 @@
-"""A mesh of engines in one process, with virtual time, seeded chance, and links and disks that fail.
+"""A mesh of engines in one process: virtual time, seeded chance, links and disks that fail.
 
 Every run of the same seed is the same. Safety is checked as things happen: one leader per term, one
 entry per index, in order, on every node; and at the end that nothing acknowledged was lost.
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
 from quorumesh.v1.ledger_pb2 import MembershipChange
 from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk
+
+from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
 from tests.sim.disk import SimDisk
 
 TICK_MS = 20
@@ -95,9 +96,7 @@ class SimBackground:
     def __init__(self, node: SimNode) -> None:
         self.node = node
 
-    def run(
-        self, work: Callable[[], None], done: Callable[[BaseException | None], None]
-    ) -> None:
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         world, incarnation = self.node.world, self.node.incarnation
 
         def end() -> None:
