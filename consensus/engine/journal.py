@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consensus.engine.disk import Disk
-from consensus.engine.opening import Opened, Segment, open_segments, segment_name
+from consensus.engine.opening import Segment, open_segments, segment_name
 from consensus.engine.records import CUT_BODY, ENTRY_HEAD, GROUP_BODY, SEGMENT_BODY, Kind, encode
 from consensus.errors import StorageFailed
 from consensus.ports import Background
@@ -68,20 +68,22 @@ class Journal:
         self.written_offset = 0  # Invariant: synced_offset <= written_offset; both only grow.
         self.synced_offset = 0
         self.synced_index = self.last_index
-        self._start(opened)
+        self._start()
 
-    def _start(self, opened: Opened) -> None:
+    def _start(self) -> None:
+        # What was read may never have been synced; from here on it counts, so make it so.
+        for segment in self._segments[:-1]:
+            handle = self._disk.open_append(self._folder / segment_name(segment.sequence))
+            self._disk.sync(handle)
+            self._disk.close(handle)
         if not self._segments:
             self._begin_segment(sequence=1, fresh=False)
+            self._write_buffer()
         else:
             path = self._folder / segment_name(self._segments[-1].sequence)
             self._handle = self._disk.open_append(path)
-        # What was read may never have been synced; from here on it counts, so make it so.
-        if self._buffer:
-            self._write_buffer()
         self._disk.sync(self._handle)
-        if opened.was_cut or not opened.segments:
-            self._disk.sync_folder(self._folder)
+        self._disk.sync_folder(self._folder)
         self._proven = (self._segments[-1].sequence, self._segments[-1].bytes_used)
         self.synced_offset = self.written_offset
 

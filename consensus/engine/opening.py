@@ -39,7 +39,6 @@ class Opened:
 
     segments: list[Segment] = field(default_factory=list)
     rows: list[tuple[bytes, int, int]] = field(default_factory=lambda: [(b"\x01", 0, 0)])
-    was_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,6 @@ def open_segments(folder: Path, disk: Disk) -> Opened:
             _replay(segment, opened)
         if broken:
             _cut(found[at:], folder, disk)
-            opened.was_cut = True
             break
     if proven and opened.segments:
         last = opened.segments[-1]
