@@ -31,6 +31,7 @@ from mesh.client_errors import (
     Unreachable,
 )
 from mesh.ids import id_bytes, id_text, uuid7
+from mesh.profile import load_profile
 from mesh.specs import data_of, spec_of
 
 TIMEOUT_S = 15.0  # of calls that do not wait for work
@@ -70,8 +71,6 @@ class AsyncClient:
     ) -> None:
         self.timeout_s = timeout_s
         if dial is None and credentials is None:
-            from mesh.profile import load_profile
-
             found = load_profile(profile)
             addresses = addresses or found.addresses
             credentials = found.channel_credentials()

@@ -14,14 +14,13 @@ import grpc
 from quorumesh.v1 import locks_pb2_grpc, mesh_pb2_grpc, tasks_pb2_grpc
 
 from mesh.client_errors import DeadlineExceeded, MeshError, Refused, Unreachable, error_of
+from mesh.credentials import CHANNEL_TLS_OPTIONS
 
 ADDRESSES_MAX = 256
 BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 2.0
 TRY_S_MIN = 3.0  # a node that accepts a call and then says nothing is given up after so long
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
-# The name on every node's certificate, whatever its address.
-SERVER_NAME = "quorumesh"
 
 CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -52,7 +51,7 @@ def dial_with(credentials: grpc.ChannelCredentials | None) -> Dial:
     """How to open a channel to a node: mutual TLS, or in the clear where credentials are None."""
     if credentials is None:
         return lambda address: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
+    options = (*CHANNEL_OPTIONS, *CHANNEL_TLS_OPTIONS)
     return lambda address: grpc.aio.secure_channel(address, credentials, options=options)
 
 

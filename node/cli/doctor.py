@@ -137,9 +137,9 @@ def _only(session: Session, address: str) -> Client:
 
 def examine_folder(data: Path) -> Iterator[Finding]:
     """Read a node's ledger without changing it, and check what must always hold."""
+    ledger = _ledger_in(data)
     from consensus.ledger import invariants
 
-    ledger = _ledger_in(data)
     yield Finding("folder", True, f"{ledger}")
     try:
         connection = sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True)

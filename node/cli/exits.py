@@ -10,6 +10,14 @@ from mesh.client_errors import (
     TaskFailed,
     Unreachable,
 )
+from mesh.errors import (
+    IdentityError,
+    JoinFailed,
+    ProfileError,
+    TokenError,
+    TokenExpired,
+    TokenMalformed,
+)
 
 OK, TASK_FAILED, BAD_INPUT, REFUSED, UNREACHABLE, DEADLINE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
@@ -17,7 +25,7 @@ EXITS_HELP = """\b
 Exit codes:
   0    done
   1    the task failed or was cancelled, or doctor found something wrong
-  2    wrong usage or bad input
+  2    wrong usage or bad input: a file, a token, a profile
   3    the mesh refused; nothing was changed
   4    no node could be reached, or none can write now
   5    the deadline passed first
@@ -45,6 +53,10 @@ def exit_of(error: MeshError) -> int:
             return UNREACHABLE
         case DeadlineExceeded():
             return DEADLINE
+        case TokenMalformed() | TokenExpired() | ProfileError() | IdentityError():
+            return BAD_INPUT
+        case JoinFailed():
+            return UNREACHABLE
     return REFUSED
 
 
@@ -59,4 +71,6 @@ def advice_on(error: MeshError) -> str:
             return "it may still be running: mesh tasks"
         case Refused():
             return _NEXT_OF_REASON.get(error.reason, "")
+        case TokenError():
+            return "make a new one on a node of the mesh with: mesh join-token"
     return ""

@@ -26,7 +26,7 @@ Try alone: mesh dev --agents my_agents
     help="A node to talk to; may be repeated. Default: those of the profile.",
 )  # fmt: skip
 @click.option(
-    "--profile", type=click.Path(path_type=Path), envvar="MESH_PROFILE",
+    "--profile", type=click.Path(path_type=Path),
     help="Where the certificates and addresses are. Default: those of this host's node.",
 )  # fmt: skip
 @click.version_option(package_name="quorumesh", prog_name="mesh")

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from mesh.aio import TIMEOUT_S
 from mesh.calls import Dial
 from mesh.client import Client
 from mesh.client_errors import MeshError
@@ -31,8 +32,15 @@ class Session:
     profile: Path | None = None
     dial: Dial | None = None  # how to open a channel instead of by the profile's certificates
 
+    timeout_s: float = TIMEOUT_S
+
     def client(self) -> Client:
-        return Client(self.addresses or None, profile=self.profile, dial=self.dial)
+        return Client(
+            self.addresses or None,
+            profile=self.profile,
+            dial=self.dial,
+            timeout_s=self.timeout_s,
+        )
 
 
 class Failure(click.ClickException):

@@ -119,8 +119,8 @@ class Tasks(tasks_pb2_grpc.TasksServicer):
     async def Result(self, request, context):
         await self._fault(context)
         task = await self._task(request.task_id, context)
-        while task.state == values_pb2.TASK_RUNNING:
-            await asyncio.sleep(0.01)
+        while task.state == values_pb2.TASK_RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # a poll is enough for a fake
         return tasks_pb2.ResultReply(task=task)
 
     async def Cancel(self, request, context):
@@ -162,7 +162,7 @@ class Tasks(tasks_pb2_grpc.TasksServicer):
         return self.state.tasks[task_id]
 
     async def _fault(self, context) -> None:
-        while self.faults.hang:
+        while self.faults.hang:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         if self.faults.unavailable_count:
             self.faults.unavailable_count -= 1

@@ -87,7 +87,7 @@ async def test_no_leader_is_unreachable_with_the_time_to_wait(
 
 
 async def test_a_node_that_hangs_is_given_up_for_another(
-    client: AsyncClient, nodes: list[Node], state: State, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient, nodes: list[Node], state: State
 ) -> None:
     nodes[0].faults.hang = True
 
@@ -251,29 +251,10 @@ def test_ids_are_version_7_and_carry_the_time() -> None:
 
 
 def test_the_public_face_is_pinned() -> None:
-    assert sorted(mesh.__all__) == sorted(
-        [
-            "Agent",
-            "AgentError",
-            "AsyncClient",
-            "BadSpec",
-            "Ballot",
-            "Client",
-            "Context",
-            "DeadlineExceeded",
-            "Final",
-            "MeshError",
-            "NeedFailure",
-            "NeedOutput",
-            "Refused",
-            "Spawn",
-            "Subtask",
-            "TaskCancelled",
-            "TaskFailed",
-            "Unreachable",
-            "Vote",
-            "parse_spec",
-            "spec_of",
-        ]
-    )
+    assert sorted(mesh.__all__) == [
+        *("Agent", "AgentError", "AsyncClient", "BadSpec", "Ballot", "Client", "Context"),
+        *("DeadlineExceeded", "Final", "MeshError", "NeedFailure", "NeedOutput", "Refused"),
+        *("Spawn", "Subtask", "TaskCancelled", "TaskFailed", "Unreachable", "Vote"),
+        *("parse_spec", "spec_of"),
+    ]
     assert all(hasattr(mesh, name) for name in mesh.__all__)
