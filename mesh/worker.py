@@ -29,7 +29,7 @@ from mesh.worker_process import (
     die_with_parent,
     leave,
 )
-from mesh.worker_stream import STREAM_OPTIONS, Hello, Stream
+from mesh.worker_stream import GONE_MS_MAX, STREAM_OPTIONS, Hello, Stream
 
 SLOTS_MAX = 4_096
 SESSION_BYTES = 16
@@ -53,6 +53,7 @@ class WorkerOptions:
     log_level: str = "INFO"
     drain_ms: int = DRAIN_MS_DEFAULT
     stall_ms: int = STALL_MS_MAX
+    gone_ms: int = GONE_MS_MAX
     parent_pid: int = 0
     credentials: str = ""
 
@@ -73,7 +74,7 @@ async def serve(options: WorkerOptions, loaded: Loaded, connect: Connect) -> int
         labels=tuple(sorted(loaded.labels.items())),
         slots=options.slots,
     )
-    stream = Stream(hello, host, connect=connect)
+    stream = Stream(hello, host, connect=connect, gone_ms_max=options.gone_ms)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -138,6 +139,7 @@ def parse(arguments: Sequence[str]) -> WorkerOptions:
     parser.add_argument("--log-level", default="INFO", type=str.upper)
     parser.add_argument("--drain-ms", type=int, default=DRAIN_MS_DEFAULT)
     parser.add_argument("--stall-ms", type=int, default=STALL_MS_MAX)
+    parser.add_argument("--gone-ms", type=int, default=GONE_MS_MAX, help="leave after so long")
     parser.add_argument("--parent-pid", type=int, default=0, help="die when this process dies")
     parser.add_argument("--credentials", default="", help="folder: ca.pem, cert.pem, key.pem")
     given = vars(parser.parse_args(arguments))

@@ -60,8 +60,14 @@ class Stream:
     """Carries a host's reports to the node and the node's word to the host."""
 
     def __init__(
-        self, hello: Hello, host: Host, *, connect: Callable[[], grpc.aio.Channel]
+        self,
+        hello: Hello,
+        host: Host,
+        *,
+        connect: Callable[[], grpc.aio.Channel],
+        gone_ms_max: int = GONE_MS_MAX,
     ) -> None:
+        self._gone_ms_max = gone_ms_max
         self._hello = hello
         self._host = host
         self._connect = connect
@@ -77,7 +83,7 @@ class Stream:
         """Speak until the node is gone: then return. Cancel it to stop earlier."""
         self._heard_ms = _now_ms()
         backoff_ms = BACKOFF_MS_MIN
-        while _now_ms() - self._heard_ms < GONE_MS_MAX:
+        while _now_ms() - self._heard_ms < self._gone_ms_max:
             self._is_welcome = False
             try:
                 async with self._connect() as channel:

@@ -105,10 +105,14 @@ class Seat:
 
     def hand_over(self, grant: Grant) -> None:
         """Pass a grant on, once."""
-        key = (grant.subtask_ref, grant.fence)
-        if key not in self.held:
-            self.held[key] = HeldNote(grant.task_id, grant.subtask, grant.attempt)
+        if (grant.subtask_ref, grant.fence) not in self.held:
+            self.remember(grant)
             self.outbox.grant(grant)
+
+    def remember(self, grant: Grant) -> None:
+        """It holds this now."""
+        note = HeldNote(grant.task_id, grant.subtask, grant.attempt)
+        self.held[grant.subtask_ref, grant.fence] = note
 
     def revoke(self, key: Key, why: str) -> None:
         self.held.pop(key, None)

@@ -247,9 +247,7 @@ class Sessions:
         grants = list(self._replica.reader.grants(self._replica.reader.held(seat.session)))
         for grant in grants:
             grant.lease_ms_left = max(0, left_ms)
-            seat.hand_over(grant)
-        while seat.outbox.take() is not None:
-            pass  # they travel in the first message
+            seat.remember(grant)
         return grants
 
     def _publish(self, seat: Seat, report: ProgressReport) -> None:
@@ -362,8 +360,8 @@ class Sessions:
         try:
             [outcome] = await self._replica.propose([together], timeout_ms=timeout_ms)
             outcomes = [outcome] * len(seats)
-            if outcome.reason != Reason.REASON_UNSPECIFIED and len(seats) > 1:
-                # One of them is stale: the others keep their leases.
+            if (outcome.reason or outcome.message) and len(seats) > 1:
+                # Some of them are stale; which ones only their own outcomes tell.
                 each = [Command(renew=Renew(sessions=[seat.session_epoch])) for seat in seats]
                 outcomes = await self._replica.propose(each, timeout_ms=timeout_ms)
         except (Unavailable, OutcomeUnknown) as error:
