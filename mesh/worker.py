@@ -132,7 +132,7 @@ def parse(arguments: Sequence[str]) -> WorkerOptions:
     """Options from the command line."""
     parser = argparse.ArgumentParser(prog="python -m mesh.worker", description=__doc__)
     parser.add_argument("--connect", required=True, help="unix:PATH or HOST:PORT of a node")
-    parser.add_argument("--agents", default="", help="modules that hold agents, with commas")
+    parser.add_argument("--agents", default="", help="modules or files, with commas")
     parser.add_argument("--slots", type=int, default=16, help="subtasks at once (1 to 4,096)")
     parser.add_argument("--name", default="worker")
     parser.add_argument("--allow-shell", action="store_true", help="offer the skill `shell`")

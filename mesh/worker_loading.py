@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 from mesh.agent import Agent, Skill
 
@@ -24,7 +26,11 @@ class Loaded:
 
 
 def load(modules: Iterable[str], *, allow_shell: bool) -> Loaded:
-    """All skills and labels of the agents at the top level of these and the built-in modules."""
+    """All skills and labels of the agents in these places and the built-in modules.
+
+    A place is a module (`package.module`), one agent in it (`package.module:agent`), or a file
+    (`folder/agents.py`). Raises BadAgents.
+    """
     names = [BUILTIN_MODULE, *([SHELL_MODULE] if allow_shell else []), *modules]
     if "" not in sys.path:
         sys.path.insert(0, "")  # agents live where the node was started, like `python -m` has it
@@ -50,12 +56,25 @@ def merge(agents: Iterable[Agent]) -> Loaded:
     return Loaded(skills=skills, labels=labels)
 
 
-def _agents_of(name: str) -> list[Agent]:
+def _agents_of(place: str) -> list[Agent]:
+    name, _, attribute = place.partition(":")
     try:
-        module = importlib.import_module(name)
+        module = _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except Exception as error:  # whatever a foreign module raises on import
-        raise BadAgents(f"module {name} does not load: {type(error).__name__}: {error}") from error
-    found = [value for value in vars(module).values() if isinstance(value, Agent)]
+        raise BadAgents(f"{name} does not load: {type(error).__name__}: {error}") from error
+    found = [
+        value
+        for key, value in vars(module).items()
+        if isinstance(value, Agent) and attribute in ("", key)
+    ]
     if not found:
-        raise BadAgents(f"module {name} has no Agent at its top level")
+        raise BadAgents(f"{place} has no Agent at its top level")
     return found
+
+
+def _import_file(path: Path) -> ModuleType:
+    # Beside the file lie what it imports, as when Python is given the file to run.
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(path.stem)
