@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from quorumesh.v1.ledger_pb2 import Bootstrap, Command, Entry, MembershipChange, Proposal
+from quorumesh.v1.peer_pb2 import Frame
+
 from consensus.autopilot import Autopilot
 from consensus.clock import CountedClock
 from consensus.compaction import Compaction
@@ -26,8 +29,6 @@ from consensus.ports import Background, Clock, Link
 from consensus.proposals import Done, Proposals
 from consensus.snapshots import Snapshots
 from consensus.view import HEARD_MS_MAX, ReplicaView
-from quorumesh.v1.ledger_pb2 import Bootstrap, Command, Entry, MembershipChange, Proposal
-from quorumesh.v1.peer_pb2 import Frame
 
 TICK_MS = 20
 ENTRIES_UNSYNCED_MAX = 2  # more wait, so that entries grow under load instead of their number
@@ -236,7 +237,11 @@ class Core:
         if self._led_term != self.engine.term:
             self._led_term = self.engine.term
             self.counted.at_least(self.forwarding.last_stamp_ms(self.journal))
-        if self.config.founding is not None and self.ledger.mesh_id == "" and self._timer_index == 0:
+        if (
+            self.config.founding is not None
+            and self.ledger.mesh_id == ""
+            and self._timer_index == 0
+        ):
             self._append([Proposal(command=Command(bootstrap=self.config.founding))])
         while self._may_append():
             taken = self.forwarding.take_for_entry()
@@ -296,7 +301,7 @@ class Core:
         engine, now_ms = self.engine, self._ports.clock.monotonic_ms()
         leads = engine.role == "leader"
         age_ms = 0 if leads else max(0, now_ms - engine.leader_heard_ms)
-        heard = leads or (bool(engine.leader_id) and age_ms <= HEARD_MS_MAX)
+        heard = leads or (self._ports.link.is_up(engine.leader_id) and age_ms <= HEARD_MS_MAX)
         return ReplicaView(
             node_id=self.config.node_id,
             role=engine.role,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 
+from quorumesh.v1.ledger_pb2 import Entry, Proposal
+from quorumesh.v1.peer_pb2 import Frame, Propose, ProposeReply
+
 from consensus.engine import Engine, Journal
 from consensus.ports import Link
 from consensus.proposals import ENTRY_BYTES_MAX, ENTRY_UNITS_MAX, Proposals, cost
-from quorumesh.v1.ledger_pb2 import Entry, Proposal
-from quorumesh.v1.peer_pb2 import Frame, Propose, ProposeReply
 
 INBOX_PROPOSALS_MAX = 100_000
 FRAMES_PER_TURN_MAX = 16
@@ -48,7 +49,9 @@ class Forwarding:
         for proposal in propose.proposals:
             by_incarnation.setdefault(proposal.incarnation, []).append(proposal.sequence)
         for incarnation, sequences in by_incarnation.items():
-            reply = ProposeReply(incarnation=incarnation, sequences=sequences, refused="not leading")
+            reply = ProposeReply(
+                incarnation=incarnation, sequences=sequences, refused="not leading"
+            )
             self._link.send(peer, Frame(term=self._engine.term, propose_reply=reply))
 
     def drop_inbox(self) -> None:
@@ -61,7 +64,9 @@ class Forwarding:
         units = size = 0
         while self._inbox:
             more_units, more_bytes = cost(self._inbox[0])
-            if taken and (units + more_units > ENTRY_UNITS_MAX or size + more_bytes > ENTRY_BYTES_MAX):
+            if taken and (
+                units + more_units > ENTRY_UNITS_MAX or size + more_bytes > ENTRY_BYTES_MAX
+            ):
                 return taken
             taken.append(self._inbox.popleft())
             units, size = units + more_units, size + more_bytes
@@ -73,7 +78,9 @@ class Forwarding:
     @staticmethod
     def last_stamp_ms(journal: Journal) -> int:
         """Counted time of the last regular entry that the journal holds; 0 if none."""
-        for index in range(journal.last_index, max(journal.base_index, journal.last_index - 64), -1):
+        for index in range(
+            journal.last_index, max(journal.base_index, journal.last_index - 64), -1
+        ):
             command = journal.command_at(index)
             if command[:1] == b"\x00":
                 return Entry.FromString(command[1:]).counted_ms

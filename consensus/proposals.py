@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
 from quorumesh.v1.ledger_pb2 import Command, Outcome, Proposal
+
+from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
 
 PROPOSALS_WAITING_MAX = 50_000
 ENTRY_UNITS_MAX = 1_000
@@ -121,7 +122,9 @@ class Proposals:
 
     def expire(self, now_ms: int) -> None:
         """Give up on batches whose deadline has passed."""
-        late = [batch for batch in self._batches if not batch.is_over and batch.deadline_ms <= now_ms]
+        late = [
+            batch for batch in self._batches if not batch.is_over and batch.deadline_ms <= now_ms
+        ]
         if late:
             self._drop(late)
             for batch in late:

@@ -42,7 +42,9 @@ def test_an_install_cut_short_before_the_rename_leaves_the_old_ledger(tmp_path: 
     assert not (tmp_path / "ledger-42").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"ledger-9", b"../elsewhere", b"\xff\xfe", b"ledger-0/.."])
+@pytest.mark.parametrize(
+    "content", [b"", b"ledger-9", b"../elsewhere", b"\xff\xfe", b"ledger-0/.."]
+)
 def test_a_current_that_names_no_ledger_here_refuses_to_start(
     tmp_path: Path, content: bytes
 ) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome, Submit
+
 from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
 from consensus.proposals import ENTRY_BYTES_MAX, ENTRY_UNITS_MAX, PROPOSALS_WAITING_MAX, Proposals
-from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome, Submit
 
 Result = list[Outcome] | ConsensusError
 
