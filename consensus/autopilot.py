@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from consensus.ports import Clock, Link
 from quorumesh.v1.ledger_pb2 import Command, MembershipChange, Suspect
+
+from consensus.ports import Clock, Link
 
 if TYPE_CHECKING:
     from consensus.core import Core

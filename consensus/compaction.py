@@ -53,8 +53,8 @@ class Compaction:
         core, config = self._core, self._core.config
         index = core.applied_index
         if error is not None or not core.ledger.checkpoint():
-            self._last_index = index - config.compact_entries + min(
-                RETRY_ENTRIES, config.compact_entries
+            self._last_index = (
+                index - config.compact_entries + min(RETRY_ENTRIES, config.compact_entries)
             )
             return
         self._last_index = index

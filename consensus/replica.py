@@ -7,11 +7,12 @@ import heapq
 import itertools
 from collections.abc import Sequence
 
+from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome
+
 from consensus.core import TICK_MS, Core, Observer, Ports, ReplicaConfig
 from consensus.errors import ConsensusError, Unavailable
 from consensus.ledger import Applied, Ledger, Reader
 from consensus.view import ReplicaView
-from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome
 
 REVISION_WAITERS_MAX = 10_000
 

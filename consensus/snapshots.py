@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from quorumesh.v1.peer_pb2 import SnapshotChunk
+
 from consensus.directory import LedgerDirectory, sync_directory
 from consensus.errors import Damaged
 from consensus.ports import Background
-from quorumesh.v1.peer_pb2 import SnapshotChunk
 
 COPY_PAGES_STEP = 512
 CHUNK_BYTES_MAX = 262_144
