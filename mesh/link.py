@@ -294,8 +294,8 @@ class GrpcLink:
         await write(LinkFrames(hello=self._hello()))
         if hello.node_id not in self._peers:
             return
-        connection = self._adopt(hello.node_id, hello)
         try:
+            connection = self._adopt(hello.node_id, hello)
             await self._converse(connection, read, write)
         except* AssertionError as bugs:
             # The server would only log it: a bug is to stop the node, through run().
