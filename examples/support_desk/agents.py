@@ -85,17 +85,16 @@ def answer(ask: Ask) -> Spawn:
 
 @desk.skill("desk.write")
 def write(ask: Write, needs: dict[str, NeedOutput]) -> Answer:
-    """Quote the passage of the winning topic that fits the question, and say where it stands."""
+    """Quote the passage that the winning side found, and say where it stands."""
     (ballot,) = needs.values()
-    found = retrieval.best_in_topic(ask.question, ballot.label)
-    title = corpus.topics()[ballot.label].title
-    quote = shorten(found.passage, QUOTE_CHARS_MAX)
+    passage, source = ballot.value["passage"], ballot.value["source"]  # of the first winning voter
+    quote = shorten(passage, QUOTE_CHARS_MAX)
     return Answer(
         question=ask.question,
         topic=ballot.label,
-        answer=f"See “{title}”. The documentation says:\n{quote}",
+        answer=f"See “{corpus.topics()[ballot.label].title}”. The documentation says:\n{quote}",
         quote=quote,
-        source=found.source,
+        source=source,
         votes=ballot.tallies,
     )
 

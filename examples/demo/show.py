@@ -1,0 +1,184 @@
+"""How the demo speaks: every line it prints is made here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from quorumesh.v1.mesh_pb2 import DigestReply, StatusReply
+from quorumesh.v1.tasks_pb2 import TaskEvent
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from examples.demo.batch import Failover
+from examples.demo.nodes import Mesh, Node
+from examples.demo.proof import Bar, Killed, takeover_s, takeovers_of
+from examples.support_desk import report
+from examples.support_desk.facts import Answered, Story
+from examples.support_desk.questions import Question
+
+ASK = "examples.support_desk.ask"
+WIDTH_MIN = 100
+WIDTH_MAX = 124
+PROOF_LINES_MAX = 8
+
+
+def console_for(*, no_color: bool) -> Console:
+    """A console wide enough for the tables, also when the output is a file."""
+    console = Console(highlight=False, no_color=no_color or None)
+    width = console.width if console.is_terminal else 112
+    return Console(
+        highlight=False, no_color=no_color or None, width=max(WIDTH_MIN, min(WIDTH_MAX, width))
+    )
+
+
+def welcome(console: Console) -> None:
+    console.print(
+        Panel(
+            "Three nodes on this machine answer questions about Python from the documentation\n"
+            "that ships inside Python. Three retrieval agents vote on each answer, a fourth writes it.\n"
+            "Half-way the leading node is killed with kill -9. Nothing may be lost or done twice.\n"
+            "About half a minute. All of it runs on loopback, in a folder that is removed after.",
+            title="[bold]Quorumesh[/]",
+            expand=False,
+        )
+    )
+
+
+def step(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+
+
+def started(console: Console, node: Node, how: str) -> None:
+    name = report.node_text(node.name)
+    console.print(Text.assemble("  ", name, f"  pid {node.pid:<7} {node.address:<16} {how}"))
+
+
+def members(console: Console, mesh: Mesh, status: StatusReply) -> None:
+    leader = mesh.names().get(status.node_id, status.name)
+    voters = sum(member.voter for member in status.members)
+    console.print(
+        f"  {voters} voters, term {status.term}, led by {leader} for now; "
+        f"any one of them may die. Loop: {status.loop}."
+    )
+
+
+def compound(
+    console: Console, question: str, rows: Sequence[Answered], story: Story, took_s: float
+) -> None:
+    console.print(report.compound_tree(question, rows))
+    called_off = sum(ballot.cancelled for row in rows for ballot in row.ballots)
+    console.print(
+        f"  {len(story.completions)} subtasks in {took_s:.1f} s; {called_off} slow voters were "
+        "called off, because their ballots were already decided."
+    )
+
+
+def pace(console: Console, think_ms: int) -> None:
+    console.print(
+        f"  Retrieval takes a millisecond, models do not: each voter waits {think_ms} ms before it "
+        "votes, and all three are heard."
+    )
+
+
+def late(console: Console, lost: TaskEvent, names: Mapping[str, str], reason: str) -> None:
+    node = names.get(lost.node_id, lost.node_id)
+    console.print(
+        f"  a late result: {short(lost.subtask)} under fence {lost.fence}, as {node}'s dead worker "
+        f"would send it, presented by the demo: [bold]{reason}[/]"
+    )
+
+
+def finished(console: Console, failover: Failover, took_s: float) -> None:
+    console.print(
+        f"  {failover.leader} led {failover.seconds:.1f} s after the kill; "
+        f"the batch was done {took_s:.1f} s after it was submitted."
+    )
+
+
+def restarted(console: Console, node: Node) -> None:
+    console.print(
+        Text.assemble(
+            "  ", report.node_text(node.name), f"  starts again, pid {node.pid}, and catches up"
+        )
+    )
+
+
+def digests(console: Console, replies: Mapping[str, DigestReply]) -> None:
+    for name, reply in replies.items():
+        line = f"  revision {reply.revision}  hash of all tables {reply.full.hex()[:32]}…"
+        console.print(Text.assemble("  ", report.node_text(name), line))
+
+
+def batch(console: Console, rows: Sequence[Answered], questions: Sequence[Question]) -> None:
+    console.print(report.batch_table(rows, questions))
+    console.print(
+        "  ✓ ✗: is the topic one that answers it. Digits: on which node. "
+        "s: from the question's claim to its answer.",
+        style="dim",
+    )
+    step(console, "Does voting pay?")
+    console.print(report.score_table(rows, questions))
+
+
+def proof(console: Console, story: Story, killed: Killed) -> None:
+    takeovers = takeovers_of(story, killed)
+    for takeover in takeovers[:PROOF_LINES_MAX]:
+        after_s = (takeover.claimed_wall_ms - killed.wall_ms) / 1_000
+        console.print(
+            Text.assemble(
+                f"  {short(takeover.subtask):<12} fence {takeover.lost_fence:<4} ",
+                report.node_text(takeover.lost_node),
+                (" (killed)", "red"),
+                f" → fence {takeover.fence:<4} ",
+                report.node_text(takeover.node),
+                (f"   {after_s:.1f} s after the kill", "dim"),
+            )
+        )
+    if len(takeovers) > PROOF_LINES_MAX:
+        console.print(f"  … and {len(takeovers) - PROOF_LINES_MAX} more", style="dim")
+    for event in story.stale[:PROOF_LINES_MAX]:
+        console.print(f"  {short(event.subtask):<12} {event.detail} (revision {event.revision})")
+    console.print(
+        f"  {story.claim_count} claims, {len(story.completions)} completions; last takeover "
+        f"{takeover_s(takeovers, killed):.1f} s after the kill (lease {killed.lease_s:.1f} s, "
+        f"fail-over {killed.failover_s:.1f} s)"
+    )
+
+
+def bars(console: Console, found: Sequence[Bar], took_s: float) -> None:
+    step(console, "Promises")
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    for bar in found:
+        mark = Text("✓" if bar.holds else "✗ NOT MET", style="green" if bar.holds else "bold red")
+        table.add_row(Text.assemble("  ", mark), bar.name, bar.found, Text(bar.asked, style="dim"))
+    console.print(table)
+    console.print(f"  {took_s:.0f} s in all.", style="dim")
+
+
+def kept(console: Console, mesh: Mesh) -> None:
+    """Three commands to paste, for a mesh that stays up."""
+    node = mesh.nodes[0]
+    use = f"QUORUMESH_PROFILE={node.profile}"
+    command = f"{sys.executable} -m node.cli.main"
+    joining = f"--data {node.folder.with_name('node-4')} --name node-4 --listen 127.0.0.1:0"
+    console.print()
+    console.print("[bold]The mesh stays up until Ctrl-C.[/] In another terminal, in this folder:")
+    for title, line in (
+        ("ask it something", f'{use} {sys.executable} -m {ASK} "What is a raw string?"'),
+        ("submit by gRPC alone", f"{sys.executable} examples/grpc_client.py {node.profile}"),
+        (
+            "join a fourth node",
+            f"{command} node start {joining} --no-profile --join $({use} {command} join-token)",
+        ),
+    ):
+        console.print(f"\n  # {title}", style="dim")
+        console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def short(subtask: str) -> str:
+    """q17/tfidf, without the task's first subtask before it."""
+    return subtask.removeprefix("batch/").removeprefix("ask/")
