@@ -93,6 +93,7 @@ class Seat:
     outbox: Outbox = field(default_factory=Outbox)
     held: dict[Key, HeldNote] = field(default_factory=dict)
     is_late: bool = False  # a grant came too late to be handed over: list again after a renewal
+    was_busy: bool = False  # it has held something since the last renewal
     over: str = ""  # why the stream is to end; empty: it goes on
 
     @property
@@ -113,6 +114,17 @@ class Seat:
         """It holds this now."""
         note = HeldNote(grant.task_id, grant.subtask, grant.attempt)
         self.held[grant.subtask_ref, grant.fence] = note
+        self.was_busy = True
+
+    def take_busy(self) -> bool:
+        """Whether its lease matters now.
+
+        A worker with a stream of short claims may hold nothing at the moment of asking, while the
+        ledger sees one claim overlap the next and the same lease run on: so what was counts too.
+        """
+        is_busy = bool(self.held) or self.is_late or self.was_busy
+        self.was_busy = False
+        return is_busy
 
     def revoke(self, key: Key, why: str) -> None:
         self.held.pop(key, None)

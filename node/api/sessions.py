@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from quorumesh.v1.ledger_pb2 import Command, Complete, Fail, OpenSession, Outcome, Renew
+from quorumesh.v1.ledger_pb2 import Command, Complete, Fail, HeldClaim, OpenSession, Outcome, Renew
 from quorumesh.v1.tasks_pb2 import TaskEvent
 from quorumesh.v1.values_pb2 import Failure, Reason
 from quorumesh.v1.workers_pb2 import (
@@ -26,7 +26,7 @@ from quorumesh.v1.workers_pb2 import (
 )
 
 from consensus.errors import OutcomeUnknown, Unavailable
-from consensus.ledger.results import Applied, GrantRef
+from consensus.ledger import Applied, GrantRef
 from node.api.seats import Item, Key, Seat, lease_left_ms
 
 LEASE_MARGIN_MS = 200
@@ -56,7 +56,7 @@ class SessionRefused(Exception):
 class ReaderPort(Protocol):
     def grants(self, refs: Sequence[GrantRef]) -> Sequence[Grant]: ...
 
-    def held(self, session: bytes) -> Sequence[GrantRef]: ...
+    def held(self, session: bytes) -> Sequence[HeldClaim]: ...
 
 
 class ReplicaPort(Protocol):
@@ -200,7 +200,7 @@ class Sessions:
         mine = [ref for ref in applied.grants if self._is_current(ref)]
         if mine:
             elapsed_ms = self._replica.counted_now_ms() - applied.counted_ms
-            self._hand_over(mine, self._left_ms(elapsed_ms))
+            self._hand_over(mine, elapsed_ms=elapsed_ms)
         for revoke in applied.revokes:
             seat = self._seats.get(revoke.session)
             if seat is not None:
@@ -222,21 +222,22 @@ class Sessions:
         seat = self._seats.get(ref.session)
         return seat is not None and seat.epoch == ref.epoch
 
-    def _left_ms(self, elapsed_ms: int) -> int:
-        return lease_left_ms(
-            lease_ms=self._lease_ms, elapsed_ms=elapsed_ms, margin_ms=LEASE_MARGIN_MS
-        )
+    def _left_ms(self, elapsed_ms: int, lease_ms: int | None = None) -> int:
+        whole_ms = self._lease_ms if lease_ms is None else lease_ms
+        return lease_left_ms(lease_ms=whole_ms, elapsed_ms=elapsed_ms, margin_ms=LEASE_MARGIN_MS)
 
-    def _hand_over(self, refs: Sequence[GrantRef], left_ms: int) -> None:
-        if left_ms <= 0:
-            for ref in refs:
-                self._seats[ref.session].is_late = True
-                self._late_count += 1
-            return
+    def _hand_over(self, refs: Sequence[GrantRef], *, elapsed_ms: int) -> None:
+        """Pass grants on with what is left of their lease since `elapsed_ms` ago."""
         sessions = {(ref.subtask_ref, ref.fence): ref.session for ref in refs}
         for grant in self._replica.reader.grants(refs):
-            grant.lease_ms_left = left_ms
-            self._seats[sessions[grant.subtask_ref, grant.fence]].hand_over(grant)
+            seat = self._seats[sessions[grant.subtask_ref, grant.fence]]
+            left_ms = self._left_ms(elapsed_ms, grant.lease_ms_left)
+            if left_ms > 0:
+                grant.lease_ms_left = left_ms
+                seat.hand_over(grant)
+            else:
+                seat.is_late = True
+                self._late_count += 1
 
     async def _still_held(self, seat: Seat, outcome: Outcome) -> list[Grant]:
         """What a reopened session holds, under a lease that has just been renewed."""
@@ -244,11 +245,15 @@ class Sessions:
         renew = Renew(sessions=[seat.session_epoch])
         await self._insist([Command(renew=renew)], ms_max=OPEN_MS_MAX)
         left_ms = self._left_ms(self._monotonic_ms() - before_ms)
-        grants = list(self._replica.reader.grants(self._replica.reader.held(seat.session)))
+        grants = list(self._replica.reader.grants(self._held_refs(seat)))
         for grant in grants:
             grant.lease_ms_left = max(0, left_ms)
             seat.remember(grant)
         return grants
+
+    def _held_refs(self, seat: Seat) -> list[GrantRef]:
+        claims = self._replica.reader.held(seat.session)
+        return [GrantRef(seat.session, seat.epoch, c.subtask_ref, c.fence) for c in claims]
 
     def _publish(self, seat: Seat, report: ProgressReport) -> None:
         note = seat.held.get((report.subtask_ref, report.fence))
@@ -349,7 +354,7 @@ class Sessions:
     async def _renew_often(self) -> None:
         while True:
             await asyncio.sleep(self._lease_ms / 3_000)
-            seats = [seat for seat in self._seats.values() if seat.held or seat.is_late]
+            seats = [seat for seat in self._seats.values() if seat.take_busy()]
             if seats:
                 await self._renew(seats)
 
@@ -372,19 +377,19 @@ class Sessions:
             if one.reason == Reason.STALE_EPOCH:
                 seat.end("the session was opened anew or has ended")
             elif one.reason == Reason.REASON_UNSPECIFIED and left_ms > 0:
-                self._renewed(seat, left_ms)
+                self._renewed(seat, left_ms, before_ms)
 
-    def _renewed(self, seat: Seat, left_ms: int) -> None:
+    def _renewed(self, seat: Seat, left_ms: int, before_ms: int) -> None:
         if self._seats.get(seat.session) is not seat:
             return
         seat.outbox.renewed(left_ms)
         if seat.is_late:
             seat.is_late = False
-            refs = list(self._replica.reader.held(seat.session))
+            refs = self._held_refs(seat)
             unknown = [r for r in refs if (r.subtask_ref, r.fence) not in seat.held]
             for key in seat.held.keys() - {(r.subtask_ref, r.fence) for r in refs}:
                 seat.revoke(key, "no longer held")
-            self._hand_over(unknown, left_ms)
+            self._hand_over(unknown, elapsed_ms=self._monotonic_ms() - before_ms)
 
 
 def _failed_instead(key: Key, outcome: Outcome) -> Command:

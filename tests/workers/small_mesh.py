@@ -21,7 +21,7 @@ from quorumesh.v1.workers_pb2 import Completion, Grant
 from quorumesh.v1.workers_pb2_grpc import add_WorkersServicer_to_server
 
 from consensus.errors import OutcomeUnknown
-from consensus.ledger.results import Applied, GrantRef, RevokeRef
+from consensus.ledger import Applied, GrantRef, RevokeRef
 from node.api.sessions import Sessions
 from node.api.workers import WorkersService
 from node.supervisor import Supervisor, WorkerSpec
@@ -130,10 +130,9 @@ class SmallReplica:
     def grants(self, refs: Sequence[GrantRef]) -> list[Grant]:
         return [self._grant_message(self.work[ref.subtask_ref]) for ref in refs]
 
-    def held(self, session: bytes) -> list[GrantRef]:
-        epoch = self.sessions[session].epoch
+    def held(self, session: bytes) -> list[HeldClaim]:
         mine = [w for w in self.work.values() if w.state == "held" and w.session == session]
-        return [GrantRef(session, epoch, w.ref, w.fence) for w in mine]
+        return [HeldClaim(subtask_ref=w.ref, fence=w.fence) for w in mine]
 
     def _grant_message(self, work: Work) -> Grant:
         return Grant(
@@ -145,6 +144,7 @@ class SmallReplica:
             attempt=work.attempt,
             input=Value(data=work.input),
             timeout_ms=work.timeout_ms,
+            lease_ms_left=LEASE_MS,
         )
 
     def _grant(self, work: Work) -> None:

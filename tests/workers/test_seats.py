@@ -19,7 +19,7 @@ from quorumesh.v1.workers_pb2 import (
 )
 from small_mesh import LEASE_MS, SmallReplica, now_ms
 
-from consensus.ledger.results import Applied, GrantRef
+from consensus.ledger import Applied, GrantRef
 from node.api.seats import SETTLED_WAITING_MAX, Outbox, Seat, lease_left_ms
 from node.api.sessions import Sessions
 from node.api.workers import hello_trouble
