@@ -40,6 +40,8 @@ RESULT_TRY_S = 10.0  # how long one node is asked to hold a call for a result
 BATCH_SUBTASKS_MAX = 1_000
 BATCH_BYTES_MAX = 2 * 1024 * 1024
 PAGE_ROWS = 500
+PEERS_TIMEOUT_S = 2.0
+LATE_NODES_MAX = 8
 
 Task: TypeAlias = tasks_pb2.TaskSpec | Mapping[str, object] | Sequence[object]
 _Request = TypeVar("_Request")
@@ -76,6 +78,7 @@ class AsyncClient:
             credentials = found.channel_credentials()
         self._calls = Calls(list(addresses or ()), dial or dial_with(credentials))
         self._peers_known = False
+        self._written = 0  # the revision of the last own write: any node shows at least that
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,7 +113,8 @@ class AsyncClient:
         """
         name = id_bytes(task_id) if task_id else uuid7()
         request = tasks_pb2.SubmitRequest(task_id=name, spec=spec_of(task))
-        await self._unary(lambda at: at.tasks.Submit, request, timeout_s)
+        reply = await self._unary(lambda at: at.tasks.Submit, request, timeout_s)
+        self._written = max(self._written, reply.revision)
         return id_text(name)
 
     async def submit_many(
@@ -121,6 +125,7 @@ class AsyncClient:
             request = tasks_pb2.SubmitManyRequest(submits=batch)
             reply = await self._unary(lambda at: at.tasks.SubmitMany, request, timeout_s)
             for result in reply.results:
+                self._written = max(self._written, result.revision)
                 if result.reason:
                     yield Refused(values_pb2.Reason.Name(result.reason), result.message)
                 else:
@@ -140,6 +145,7 @@ class AsyncClient:
             with_subtasks=subtasks,
             with_outputs=outputs,
             linearizable=linearizable,
+            at_least_revision=self._written,
         )
         reply = await self._unary(lambda at: at.tasks.Get, request)
         return reply.task
@@ -152,7 +158,10 @@ class AsyncClient:
         token, left = b"", limit
         while left is None or left > 0:
             request = tasks_pb2.ListTasksRequest(
-                state=wanted, page_token=token, page_size=min(PAGE_ROWS, left or PAGE_ROWS)
+                state=wanted,
+                page_token=token,
+                page_size=min(PAGE_ROWS, left or PAGE_ROWS),
+                at_least_revision=self._written,
             )
             reply = await self._unary(lambda at: at.tasks.List, request)
             for task in reply.tasks[:left]:
@@ -179,14 +188,20 @@ class AsyncClient:
             return call.__aiter__()
 
         await self._learn_peers()
-        async for reply in self._calls.stream(start, patience_s=self.timeout_s):
-            for event in reply.events:
-                if event.revision and event.revision <= seen:
-                    continue
-                yield event
-                if name and event.kind in _LAST_EVENTS:
-                    return
-            seen = max(seen, reply.revision)
+        for late in range(LATE_NODES_MAX + 1):
+            try:
+                async for reply in self._calls.stream(start, patience_s=self.timeout_s):
+                    for event in reply.events:
+                        yield event
+                        if name and event.kind in _LAST_EVENTS:
+                            return
+                    seen = max(seen, reply.revision)
+                return
+            except Refused as refused:
+                # The node failed over to may not have applied the submit yet: wait until it has.
+                if not (task_id and refused.reason == "NOT_FOUND") or late == LATE_NODES_MAX:
+                    raise
+                await self.get(task_id, subtasks=False)
 
     async def result(self, task_id: str, timeout_s: float = RESULT_TIMEOUT_S) -> object:
         """Wait until the task has ended, and return its output as Python data.
@@ -205,7 +220,9 @@ class AsyncClient:
         """Wait until the task has ended in whatever way, and return it with its output."""
         loop = asyncio.get_running_loop()
         heard, deadline = loop.time(), loop.time() + timeout_s
-        request = tasks_pb2.ResultRequest(task_id=id_bytes(task_id))
+        request = tasks_pb2.ResultRequest(
+            task_id=id_bytes(task_id), at_least_revision=self._written
+        )
         await self._learn_peers()
         while True:
             try:
@@ -229,7 +246,8 @@ class AsyncClient:
     async def cancel(self, task_id: str) -> None:
         """Cancel a task. Refused: NOT_FOUND, FINISHED."""
         request = tasks_pb2.CancelTaskRequest(task_id=id_bytes(task_id))
-        await self._unary(lambda at: at.tasks.Cancel, request)
+        reply = await self._unary(lambda at: at.tasks.Cancel, request)
+        self._written = max(self._written, reply.revision)
 
     async def story(self, task_id: str) -> AsyncIterator[tasks_pb2.TaskEvent]:
         """Yield everything that happened to a task so far, in order, from the ledger."""
@@ -251,9 +269,9 @@ class AsyncClient:
         """Return how the answering node sees the mesh."""
         return await self._unary(lambda at: at.mesh.Status, mesh_pb2.StatusRequest())
 
-    async def members(self) -> Sequence[mesh_pb2.Member]:
+    async def members(self, *, timeout_s: float | None = None) -> Sequence[mesh_pb2.Member]:
         """Return all nodes of the mesh, ordered by id."""
-        reply = await self._unary(lambda at: at.mesh.Members, mesh_pb2.MembersRequest())
+        reply = await self._unary(lambda at: at.mesh.Members, mesh_pb2.MembersRequest(), timeout_s)
         self._calls.learn([member.address for member in reply.members])
         return tuple(reply.members)
 
@@ -294,7 +312,7 @@ class AsyncClient:
         if not self._peers_known:
             self._peers_known = True
             with contextlib.suppress(MeshError):
-                await self.members()
+                await self.members(timeout_s=PEERS_TIMEOUT_S)
 
 
 def _batches(tasks: Iterable[Task]) -> Iterator[Sequence[tasks_pb2.SubmitRequest]]:

@@ -124,9 +124,9 @@ class Client:
         """See `AsyncClient.status`."""
         return self._wait(self._inner.status())
 
-    def members(self) -> Sequence[mesh_pb2.Member]:
+    def members(self, *, timeout_s: float | None = None) -> Sequence[mesh_pb2.Member]:
         """See `AsyncClient.members`."""
-        return self._wait(self._inner.members())
+        return self._wait(self._inner.members(timeout_s=timeout_s))
 
     def locks(self) -> Iterator[locks_pb2.LockInfo]:
         """See `AsyncClient.locks`."""

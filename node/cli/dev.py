@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click
 
+from mesh.identity import write_atomic
+from mesh.profile import profile_path
 from node.cli import exits
 from node.cli.nodes import split_modules
 from node.cli.session import Failure
@@ -52,20 +54,34 @@ def dev(
     command += ["--data", str(folder), "--listen", listen, "--slots", str(slots)]
     command += ["--agents", ",".join(modules)] if modules else []
     command += ["--allow-shell"] if allow_shell else []
+    profile = profile_path()
+    before = profile.read_bytes() if profile.is_file() else None
     try:
         return _run(command, roots)
     finally:
         if data is None:
             shutil.rmtree(folder, ignore_errors=True)
+            _restore(profile, before)
 
 
 COMMANDS = (dev,)
 
 
+def _restore(profile: Path, before: bytes | None) -> None:
+    """A profile must not name certificates that have gone: put back what was there before."""
+    if before is not None:
+        write_atomic(profile, before)
+    else:
+        profile.unlink(missing_ok=True)
+
+
 def _run(command: Sequence[str], roots: Sequence[Path]) -> int:
     """Keep the node up, and start it anew on its folder whenever a file of the agents changes."""
     stop = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
     child = _start(command)
     seen = stamps(roots)
     try:
@@ -84,7 +100,8 @@ def _run(command: Sequence[str], roots: Sequence[Path]) -> int:
         return exits.INTERRUPTED
     finally:
         _stop(child)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
