@@ -150,10 +150,7 @@ def test_one_skill_in_two_agents_and_modules_without_agents_are_refused() -> Non
             load([module], allow_shell=False)
 
 
-def test_agents_are_found_in_files_and_by_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def test_agents_are_found_in_files_and_by_their_names(tmp_path: Path) -> None:
     file = tmp_path / "two_agents.py"
     lines = ["from mesh import Agent", "one, two = Agent('one'), Agent('two')"]
     lines += ["one.skill('first')(lambda: 1)", "two.skill('second')(lambda: 2)"]
@@ -162,6 +159,7 @@ def test_agents_are_found_in_files_and_by_their_names(
     assert {"first", "second"} <= load([str(file)], allow_shell=False).skills.keys()
     only = load(["two_agents:one"], allow_shell=False).skills
     assert "first" in only and "second" not in only
+    sys.path.remove(str(tmp_path))
 
 
 def test_shell_is_offered_only_where_it_is_allowed() -> None:
