@@ -374,3 +374,33 @@ def test_another_library_is_refused() -> None:
         library.check_source("0.3.18", b"")
     with pytest.raises(ImportError):
         library.check_source("0.3.17", b"changed")
+
+
+def test_a_leader_hands_over_to_a_voter_that_holds_everything() -> None:
+    world, leader, (heir, _) = settled()
+
+    assert world.nodes[leader].engine.transfer(heir)
+    world.run(300)
+
+    assert world.leader() == heir
+    assert world.violations == []
+
+
+def test_a_joiner_far_behind_is_given_a_copy_and_then_the_entries_after_it() -> None:
+    world, leader, _ = settled()
+    for at in range(300):
+        world.propose(leader, b"value %d" % at)
+        world.run(3)
+    world.run(500)
+    for node in world.nodes.values():
+        node.journal.drop_to(node.applied_index)
+    joiner = world.join("n4")
+    world.run(100)
+    world.nodes[leader].engine.feed("n4")
+
+    caught_up = world.run(5_000, lambda: joiner.applied_index == world.nodes[leader].applied_index)
+
+    assert caught_up
+    assert joiner.engine.counters.snapshots_installed == 1
+    assert joiner.engine.role == "passive"
+    assert joiner.log.entries == world.nodes[leader].log.entries

@@ -6,13 +6,15 @@ import random
 
 from tests.sim.world import World
 
-MODES = ("partitions", "crash", "stall", "compact", "dup")
+MODES = ("partitions", "crash", "power", "stall", "compact", "dup")
 
 
 def run_faults(mode: str, seed: int, *, fault_ms: int = 12_000, settle_ms: int = 8_000) -> World:
     """Clients and faults for a while, then everything is healed and the outcome checked."""
     assert mode in MODES
     world = World(seed, duplicates=0.05 if mode == "dup" else 0.0)
+    if mode == "power":
+        world.sync_ms = (1, 80)
     chance = random.Random(seed * 7_919 + 13)
     end_ms = world.clock.monotonic_ms() + fault_ms
     _clients(world, chance, end_ms, seed)
@@ -47,7 +49,12 @@ def _chaos(world: World, chance: random.Random, end_ms: int, mode: str) -> None:
             return
         kind, (a, b) = chance.random(), chance.sample(ids, 2)
         wait_ms = chance.expovariate(1 / 1_000)
-        if kind < 0.25:
+        if mode == "power" and kind < 0.5:
+            # A majority, or everybody, loses power at once, in the middle of its syncs.
+            for node_id in chance.sample(ids, chance.choice((2, 3))):
+                world.crash(node_id)
+                world.after(wait_ms, lambda node_id=node_id: world.start(node_id))
+        elif kind < 0.25:
             world.partition(a, b)
             world.after(wait_ms, lambda: world.heal(a, b))
         elif kind < 0.4:
