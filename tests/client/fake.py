@@ -60,6 +60,7 @@ class Faults:
     unavailable_count: int = 0  # calls still to be answered UNAVAILABLE
     lose_replies: int = 0  # calls still to be carried out, then answered UNAVAILABLE
     break_watch_after: int = 0  # events after which a watch breaks; 0: never
+    late_count: int = 0  # watches that do not know the task yet
     hang: bool = False
 
 
@@ -105,6 +106,9 @@ class Tasks(tasks_pb2_grpc.TasksServicer):
 
     async def Watch(self, request, context) -> AsyncIterator[tasks_pb2.WatchTaskReply]:
         at, sent = request.after_revision, 0
+        if self.faults.late_count:
+            self.faults.late_count -= 1
+            await refuse(context, code_pb2.NOT_FOUND, "NOT_FOUND", "no such task")
         while True:
             await self._fault(context)
             for event in self.state.events[at:]:

@@ -164,6 +164,24 @@ async def test_watch_goes_on_elsewhere_without_a_gap_or_a_double(
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
+async def test_watch_waits_for_a_node_that_has_not_applied_the_submit_yet(
+    client: AsyncClient, nodes: list[Node]
+) -> None:
+    task_id = await client.submit(QUICK)
+    nodes[0].faults.late_count = 2
+
+    kinds = [event.kind async for event in client.watch(task_id)]
+
+    assert kinds[-1] == Event.TASK_SUCCEEDED
+
+
+async def test_watching_an_unknown_task_is_refused(client: AsyncClient, nodes: list[Node]) -> None:
+    nodes[0].faults.late_count = 1
+
+    with pytest.raises(Refused, match="NOT_FOUND"):
+        [event async for event in client.watch(id_text(uuid7()))]
+
+
 async def test_list_pages_and_stops_at_the_limit(client: AsyncClient) -> None:
     ids = [await client.submit(ONE) for _ in range(5)]
 
