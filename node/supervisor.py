@@ -21,6 +21,8 @@ LOG_BYTES_MAX = 1_048_576
 READ_BYTES = 65_536
 DRAIN_MS_DEFAULT = 5_000
 KILL_MS_MAX = 5_000
+# A worker never goes on after a fork, it only executes programs: gRPC need not prepare for one.
+WORKER_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 
 log = logging.getLogger("node.supervisor")
 
@@ -184,7 +186,7 @@ class _Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._spec.environment},
+            env={**os.environ, **WORKER_ENVIRONMENT, **self._spec.environment},
         )
         log.info("worker started: name=%s pid=%d", self._spec.name, self._process.pid)
         return self._process
