@@ -12,7 +12,8 @@ def test_no_seed_breaks_safety_or_leaves_the_mesh_without_a_leader(mode: str) ->
     for seed in range(20):
         world = run_faults(mode, seed)
         assert world.violations == [], f"scripts/sim --mode {mode} --seeds {seed}"
-        assert len(world.acknowledged) > 50
+        # With the power gone most of the time, less gets through.
+        assert len(world.acknowledged) > (10 if mode == "power" else 50)
 
 
 def test_the_same_seed_runs_the_same() -> None:
