@@ -9,7 +9,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -32,8 +32,9 @@ _ROLES: dict[str, frozenset[str]] = {
 }
 _NEVER: frozenset[str] = frozenset()
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Context = grpc.aio.ServicerContext[Any, Any]
+# The classes take parameters in their stubs only.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 log = logging.getLogger("node.guard")
 caller: ContextVar[str] = ContextVar("caller", default="")  # the principal of the call being served
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from quorumesh.v1.ledger_pb2 import Command, Outcome
@@ -21,7 +21,8 @@ ANSWER_MS = 100
 LOOK_MS = 200
 MINORITY_RETRY_MS = 1_000
 
-Context = grpc.aio.ServicerContext[Any, Any]
+# The class takes parameters in its stub only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ReplicaPort(Protocol):
@@ -42,9 +43,9 @@ class ReplicaPort(Protocol):
     async def barrier(self, *, timeout_ms: int) -> int: ...
 
 
-def time_left_ms(context: Context, *, default_ms: int = CALL_MS_DEFAULT) -> int:
+def time_left_ms(context: Context | None, *, default_ms: int = CALL_MS_DEFAULT) -> int:
     """How long a call may still wait: its own deadline, less what the answer needs to travel."""
-    left_s = context.time_remaining()
+    left_s = context.time_remaining() if context is not None else None
     if left_s is None:
         return default_ms
     left_ms = int(left_s * 1_000)
@@ -63,7 +64,7 @@ class Proposer:
         self._replica = replica
         self._is_up = is_up
 
-    async def propose(self, commands: Sequence[Command], context: Context) -> list[Outcome]:
+    async def propose(self, commands: Sequence[Command], context: Context | None) -> list[Outcome]:
         """The outcomes, refusals among them. Raises Unavailable or OutcomeUnknown in time."""
         self._check_majority()
         timeout_ms = time_left_ms(context)
@@ -80,7 +81,7 @@ class Proposer:
         finally:
             proposing.cancel()
 
-    async def propose_one(self, command: Command, context: Context) -> Outcome:
+    async def propose_one(self, command: Command, context: Context | None) -> Outcome:
         """The outcome of one command; a refusal is raised."""
         [outcome] = await self.propose([command], context)
         if outcome.reason:
