@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ class Session:
     timeout_s: float = TIMEOUT_S
 
     def client(self) -> Client:
+        # What the C library would print on stderr, our one line says as well.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         return Client(
             self.addresses or None,
             profile=self.profile,
