@@ -55,7 +55,7 @@ def decide(
 ) -> list[str] | None:
     """The winning labels (more than one: a tie), none ever to win ([]), or None: not sure yet."""
     votes = sorted((count for _, count in tallies), reverse=True)
-    best, second = (votes + [0, 0])[:2]
+    best, second = [*votes, 0, 0][:2]
     majority = voter_count // 2 + 1
     if best >= majority or (plurality and best > second + open_count):
         return [label for label, count in tallies if count == best]

@@ -1,4 +1,4 @@
-"""What becomes of a claim: completed, failed, timed out or lost. Only its current fence may speak."""
+"""What becomes of a claim: completed, failed, timed out or lost. Only its fence may speak."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _check_claim(store: Store, subtask: Subtask, fence: int, what: str) -> None:
     note_stale(store, subtask, fence, what)
     raise Refused(
         values_pb2.STALE_FENCE,
-        f"fence {fence} is not the current one; somebody else owns the claim",
+        f"fence {fence} is no longer current: the claim is not yours",
     )
 
 
@@ -141,7 +141,7 @@ def end_attempt(store: Store, subtask: Subtask, code: str, message: str, *, fina
 
 
 def backoff_ms(first_ms: int, most_ms: int, failed_count: int, fence: int) -> int:
-    """Doubles per failure up to the most; the upper half is spread by the fence, alike on all nodes."""
+    """Doubles per failure up to the most; the upper half is spread by the fence."""
     full_ms = min(first_ms << min(failed_count - 1, 40), most_ms)
     half_ms = full_ms // 2
     spread = (fence * 2_654_435_761) % (1 << 32)

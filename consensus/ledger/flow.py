@@ -1,4 +1,4 @@
-"""What follows when a subtask or ballot has ended: joins, dependents, votes, the end of the task."""
+"""What follows when a subtask or ballot has ended: joins, dependents, votes, the task's end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from consensus.ledger.tasks import cancel_spawned, end, fail_for_good, succeed
 
 
 def drain(store: Store) -> None:
-    """Follow up everything that has ended, first come first, and end tasks that have nothing left."""
+    """Follow up what has ended, first come first; end tasks that have nothing left."""
     settled = store.settled
     at = 0
     while at < len(settled):

@@ -73,7 +73,8 @@ def _open_needs(connection: sqlite3.Connection) -> list[str]:
     ended = {
         ref
         for (ref,) in connection.execute(
-            "SELECT ref FROM subtask WHERE state >= 6 UNION ALL SELECT ref FROM ballot WHERE state = 1"
+            "SELECT ref FROM subtask WHERE state >= 6"
+            " UNION ALL SELECT ref FROM ballot WHERE state = 1"
         )
     }
     wrong = []

@@ -1,4 +1,4 @@
-"""Every bound of the ledger, each with its unit in its name. Changing one changes what apply does."""
+"""Every bound of the ledger, its unit in its name. Changing one changes what apply does."""
 
 APPLY_VERSION = 1
 SCHEMA_VERSION = 1

@@ -85,7 +85,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: str) -> Ledger:
-        """Open the ledger at path, making its tables if it is new. ":memory:" lives until closed."""
+        """Open the ledger at path; a new one gets its tables. ":memory:" lives until closed."""
         db = sqlite3.connect(path, isolation_level=None, cached_statements=256)
         db.execute("PRAGMA journal_mode=WAL").fetchone()
         db.execute("PRAGMA synchronous=NORMAL")
@@ -164,7 +164,7 @@ class Ledger:
         )
 
     def next_due_ms(self) -> int | None:
-        """The counted time of the earliest timer; at or before counted_ms when some are left over."""
+        """The counted time of the earliest timer; not after counted_ms when some are left over."""
         if self._next_due is None:
             self._next_due = (self._find_next_due(),)
         return self._next_due[0]
@@ -184,11 +184,11 @@ class Ledger:
         return hash_tables(self._db)
 
     def checkpoint(self) -> bool:
-        """True: all that was applied so far is in the main file, synced. False: a reader is in the way."""
+        """True: all applied so far is in the main file, synced. False: a reader is in the way."""
         if self._path == ":memory:":
             return True
         busy, log, done = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-        return busy == 0 and log == done
+        return bool(busy == 0 and log == done)
 
     def reader(self) -> Reader:
         """Read-only queries; of a ledger in memory, through its own connection."""

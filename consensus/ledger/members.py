@@ -11,7 +11,7 @@ from consensus.ledger.store import Store
 
 
 def bootstrap(store: Store, command: Bootstrap) -> Outcome:
-    """Found the mesh with its first node, a voter. Refused with ALREADY_EXISTS when it has another id."""
+    """Found the mesh with its first node, a voter. ALREADY_EXISTS when it has another id."""
     if store.meta.mesh_id:
         if store.meta.mesh_id != command.mesh_id:
             raise Refused(values_pb2.ALREADY_EXISTS, "the mesh has been founded already")

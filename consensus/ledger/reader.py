@@ -117,7 +117,7 @@ class Reader:
             " WHERE t.seq=? AND t.revision > ? ORDER BY t.revision",
             (row.seq, after_revision),
         )
-        for revision, batch in rows:
+        for _, batch in rows:
             if len(events) >= size:
                 return events, events[-1].revision
             found = EventBatch.FromString(batch).events
@@ -191,7 +191,8 @@ class Reader:
     def workers(self) -> list[WorkerStatus]:
         """Every worker session, ordered by name."""
         rows = self._db.execute(
-            "SELECT name, node_id, slots, held, profile, is_open FROM session ORDER BY name, session"
+            "SELECT name, node_id, slots, held, profile, is_open FROM session"
+            " ORDER BY name, session"
         )
         return [
             WorkerStatus(
@@ -236,11 +237,13 @@ class Reader:
         rows: dict[int, Any] = {
             row[0]: row
             for row in self._db.execute(
-                "SELECT s.ref, s.fence, t.task_id, s.id, c.skill, s.attempt, i.data, i.content_type,"
+                "SELECT s.ref, s.fence, t.task_id, s.id, c.skill, s.attempt, i.data,"
+                " i.content_type,"
                 " s.timeout_ms, s.need_count, w.lease_until_ms, l.counted_ms, e.needs"
                 " FROM subtask s JOIN task t ON t.seq = s.ref >> 20"
                 " JOIN class c ON c.class_id = s.class_id JOIN session w ON w.session = s.session"
-                " JOIN ledger l LEFT JOIN input i ON i.ref = s.ref LEFT JOIN edge e ON e.ref = s.ref"
+                " JOIN ledger l LEFT JOIN input i ON i.ref = s.ref"
+                " LEFT JOIN edge e ON e.ref = s.ref"
                 f" WHERE s.ref IN ({marks}) AND s.state=4",
                 [ref.subtask_ref for ref in refs],
             )

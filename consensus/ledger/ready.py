@@ -33,7 +33,7 @@ class ReadySet:
     def __init__(self, db: sqlite3.Connection, classes: dict[int, Requirement]) -> None:
         self._db = db
         self._windows: dict[int, Window] = {class_id: Window() for class_id in classes}
-        # Classes that may have something ready, in a fixed order of insertion; ties never depend on it.
+        # Classes that may have something ready. Which comes first never depends on this order.
         self.active: dict[int, None] = dict.fromkeys(classes)
 
     def add_class(self, class_id: int) -> None:

@@ -12,9 +12,7 @@ class CannotApply(Exception):
     """This program does not know how to apply the entry. The node must stop, not guess."""
 
     def __init__(self, wanted: int, known: int) -> None:
-        super().__init__(
-            f"the entry needs apply version {wanted}; this program knows up to {known}"
-        )
+        super().__init__(f"version {wanted} is needed; this program knows up to {known}")
         self.wanted = wanted
         self.known = known
 

@@ -89,7 +89,8 @@ def check_graph(subtasks: Sequence[SubtaskSpec], ballots: Sequence[BallotSpec]) 
     if count > limits.SUBTASKS_MAX:
         raise invalid(f"{count} subtasks and ballots; at most {limits.SUBTASKS_MAX} are allowed")
     positions: dict[str, int] = {}
-    for position, node in enumerate([*subtasks, *ballots]):
+    nodes: list[SubtaskSpec | BallotSpec] = [*subtasks, *ballots]
+    for position, node in enumerate(nodes):
         if _PART.fullmatch(node.id) is None:
             raise invalid(
                 f"the id {node.id[:80]!r} is not 1 to {limits.ID_CHARS_MAX} of A-Z a-z 0-9 _ . -"
@@ -164,7 +165,8 @@ def _check_acyclic(plan: Plan) -> None:
 
 
 def _name_cycle(plan: Plan, open_needs: list[int]) -> list[str]:
-    ids = [node.id for node in [*plan.subtasks, *plan.ballots]]
+    nodes: list[SubtaskSpec | BallotSpec] = [*plan.subtasks, *plan.ballots]
+    ids = [node.id for node in nodes]
     at = next(position for position, number in enumerate(open_needs) if number > 0)
     path: list[int] = []
     seen: dict[int, int] = {}

@@ -1,6 +1,6 @@
 """Rows read through a memory of bounded size, and written back at the end of an entry.
 
-The memory only saves reads: forgetting all of it at any moment changes no result. It decides nothing.
+The memory only saves reads: forgetting all of it changes no result. It decides nothing.
 """
 
 from __future__ import annotations

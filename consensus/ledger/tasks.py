@@ -42,7 +42,7 @@ _EVENT_OF = {
 
 
 def submit(store: Store, command: Submit) -> Outcome:
-    """Take up a task. The same bytes under the same name are accepted again, with the first revision."""
+    """Take up a task. The same bytes again are accepted, with the first revision."""
     if not 1 <= len(command.task_id) <= limits.TASK_ID_BYTES_MAX:
         raise invalid(f"the task id must have 1 to {limits.TASK_ID_BYTES_MAX} bytes")
     check_text("the tenant", command.tenant, limits.NAME_CHARS_MAX)
@@ -188,7 +188,7 @@ def succeed(store: Store, subtask: Subtask, output_n: int, output_bytes: int) ->
 
 
 def fail_for_good(store: Store, subtask: Subtask, code: str, message: str) -> None:
-    """It has failed and is not tried again. Fails its task, or its parent, unless they can do without."""
+    """It has failed and is not tried again. Fails what cannot do without it."""
     task = store.task_of(subtask.ref)
     subtask.failure_code = code[: limits.CODE_CHARS_MAX]
     subtask.failure_message = message[: limits.MESSAGE_CHARS_MAX]

@@ -92,7 +92,8 @@ def _ballots(db: sqlite3.Connection, seq: int) -> list[Ballot]:
 def add_subtasks(db: sqlite3.Connection, task: Task, info: TaskInfo, *, with_outputs: bool) -> None:
     """Fill in all subtasks and ballots of a task."""
     subtasks, ballots = _subtasks(db, task.seq), _ballots(db, task.seq)
-    names = {node.ref & N_MASK: node.id for node in [*subtasks, *ballots]}
+    nodes: list[Subtask | Ballot] = [*subtasks, *ballots]
+    names = {node.ref & N_MASK: node.id for node in nodes}
     ended = {s.n for s in subtasks if s.has_ended} | {
         b.ref & N_MASK for b in ballots if b.state != 0
     }

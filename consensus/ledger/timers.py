@@ -1,4 +1,4 @@
-"""What is due in counted time: leases, back-off, time-outs, deadlines, retention. Bounded per entry."""
+"""What is due in counted time: leases, back-off, deadlines, retention. Bounded per entry."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _fire_subtasks(store: Store, limit: int) -> int:
 def _fire_tasks(store: Store, limit: int) -> None:
     store.flush()
     rows = store.db.execute(
-        "SELECT seq FROM task WHERE due_ms IS NOT NULL AND due_ms <= ? ORDER BY due_ms, seq LIMIT ?",
+        "SELECT seq FROM task WHERE due_ms IS NOT NULL AND due_ms <= ?"
+        " ORDER BY due_ms, seq LIMIT ?",
         (store.meta.counted_ms, limit),
     ).fetchall()
     budget = limits.ROWS_DELETED_PER_ENTRY_MAX
