@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from mesh.client_errors import MeshError
+from mesh.client_errors import MeshError as MeshError
 
 
 class IdentityError(MeshError):
