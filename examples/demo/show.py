@@ -21,14 +21,14 @@ from examples.support_desk.questions import Question
 
 ASK = "examples.support_desk.ask"
 WIDTH_MIN = 100
-WIDTH_MAX = 124
+WIDTH_MAX = 140
 PROOF_LINES_MAX = 8
 
 
 def console_for(*, no_color: bool) -> Console:
     """A console wide enough for the tables, also when the output is a file."""
     console = Console(highlight=False, no_color=no_color or None)
-    width = console.width if console.is_terminal else 112
+    width = console.width if console.is_terminal else 120
     return Console(
         highlight=False, no_color=no_color or None, width=max(WIDTH_MIN, min(WIDTH_MAX, width))
     )
@@ -116,8 +116,7 @@ def digests(console: Console, replies: Mapping[str, DigestReply]) -> None:
 def batch(console: Console, rows: Sequence[Answered], questions: Sequence[Question]) -> None:
     console.print(report.batch_table(rows, questions))
     console.print(
-        "  ✓ ✗: is the topic one that answers it. Digits: on which node. "
-        "s: from the question's claim to its answer.",
+        "✓ ✗: does the topic answer it. Digits: the node that voted; w: that wrote. s: from claim to answer.",
         style="dim",
     )
     step(console, "Does voting pay?")

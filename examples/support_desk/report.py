@@ -43,14 +43,14 @@ def compound_tree(question: str, rows: Sequence[Answered], *, title: str = "") -
 def batch_table(rows: Sequence[Answered], questions: Sequence[Question]) -> Table:
     """A line per question: the decision, each vote and its node, the writer's node, the time."""
     expected = {question.id: question.topics for question in questions}
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("", style="dim", no_wrap=True)
-    table.add_column("question", max_width=42, no_wrap=True, overflow="ellipsis")
-    table.add_column("decided", no_wrap=True, max_width=20, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", expand=True)
+    table.add_column("", style="dim", no_wrap=True, min_width=3)
+    table.add_column("question", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("decided", width=17, no_wrap=True, overflow="ellipsis")
     for voter in VOTERS:
-        table.add_column(voter, no_wrap=True, max_width=19, overflow="ellipsis")
-    table.add_column("writer", no_wrap=True)
-    table.add_column("s", justify="right", no_wrap=True)
+        table.add_column(voter, width=14, no_wrap=True, overflow="ellipsis")
+    table.add_column("w", no_wrap=True, min_width=1)
+    table.add_column("s", justify="right", no_wrap=True, min_width=4)
     for row in rows:
         wanted = expected[row.id]
         table.add_row(

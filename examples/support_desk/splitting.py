@@ -11,7 +11,7 @@ import re
 PARTS_MAX = 8
 WORDS_MIN = 2  # fewer are a greeting
 
-_CODE = re.compile(r"`[^`]*`|'[^'\s]+'|\"[^\"]*\"")
+_CODE = re.compile(r"`[^`]*`|(?<!\w)'[^'\n]{1,60}'(?!\w)|\"[^\"]*\"")
 _ENDS = re.compile(r"[?;!]+\s*|(?<=[a-z])\.\s+(?=[A-Z])|\n+")
 _OPENER = (
     r"(?:how|what|why|when|where|which|who)\b|(?:is|are|do|does|can|could|should|will)\s+"
