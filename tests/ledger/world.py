@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quorumesh.v1.ledger_pb2 import (
     Cancel,
     Claim,
@@ -33,7 +35,9 @@ class World:
         self.log: list[Entry] = []
         self.now_ms = 0
         self.grants: dict[str, GrantRef] = {}
+        self.fences: dict[int, GrantRef] = {}
         self.sequence = 0
+        self.seen: Callable[[Applied], None] = lambda applied: None
 
     @property
     def reader(self) -> Reader:
@@ -48,12 +52,18 @@ class World:
         )
         self.log.append(entry)
         applied = self.ledger.apply(self.ledger.applied_index + 1, 1, entry)
+        self.seen(applied)
+        self.fences.update((grant.fence, grant) for grant in applied.grants)
         for event in applied.events:
             for grant in applied.grants:
                 if event.subtask_ref == grant.subtask_ref:
                     self.grants[event.subtask] = grant
         assert invariants.violations(self.ledger.connection) == []
         return applied
+
+    def grant(self, subtask: str, fence: str = "") -> GrantRef:
+        """The last grant of a subtask, or that of a fence."""
+        return self.fences[int(fence)] if fence else self.grants[subtask]
 
     def one(self, command: Command) -> Outcome:
         return self.apply(command).outcomes[0]
