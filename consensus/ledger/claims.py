@@ -12,7 +12,7 @@ from quorumesh.v1.workers_pb2 import Completion, FailureReport
 from consensus.ledger import limits
 from consensus.ledger.events import note, note_stale
 from consensus.ledger.labels import label_of
-from consensus.ledger.placing import place
+from consensus.ledger.placing import check_classes, place
 from consensus.ledger.records import (
     BACKOFF,
     CLAIMED,
@@ -102,6 +102,7 @@ def _check_spawn(store: Store, parent: Subtask, completion: Completion) -> Plan:
         raise invalid(f"the task would have {count} subtasks; at most {limits.SUBTASKS_MAX} may be")
     if parent.depth >= limits.SPAWN_DEPTH_MAX:
         raise invalid(f"spawns are at most {limits.SPAWN_DEPTH_MAX} deep")
+    check_classes(store, plan)
     return plan
 
 
@@ -116,7 +117,8 @@ def _delegate(store: Store, parent: Subtask, plan: Plan, join: str) -> None:
 
 
 def _remember_grant(subtask: Subtask) -> None:
-    lines = subtask.past.splitlines()[-(limits.PAST_GRANTS_MAX - 1) :]
+    lines = [line for line in subtask.past.split("\n") if line]
+    lines = lines[-(limits.PAST_GRANTS_MAX - 1) :]
     lines.append(f"{subtask.fence}\t{subtask.node_id}\t{subtask.worker}")
     subtask.past = "\n".join(lines)
 

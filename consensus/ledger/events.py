@@ -65,7 +65,7 @@ def note_stale(store: Store, subtask: Subtask, fence: int, what: str) -> None:
     node_id = worker = ""
     if fence == subtask.fence:
         node_id, worker = subtask.node_id, subtask.worker
-    for line in subtask.past.splitlines():
+    for line in filter(None, subtask.past.split("\n")):
         past_fence, past_node, past_worker = line.split("\t")
         if int(past_fence) == fence:
             node_id, worker = past_node, past_worker

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from quorumesh.v1 import values_pb2
 from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskEvent
 from quorumesh.v1.values_pb2 import Label
 
 from consensus.ledger import limits
 from consensus.ledger.events import note
 from consensus.ledger.records import REF_SHIFT, WAITING, Ballot, Edge, Subtask, Task
-from consensus.ledger.specs import Plan
+from consensus.ledger.specs import Plan, Refused
 from consensus.ledger.store import Store
 
 
@@ -70,12 +71,23 @@ def _add_edge(store: Store, plan: Plan, at: int, ref: int, base: int) -> None:
         )
 
 
-def class_of(store: Store, spec: SubtaskSpec) -> int:
+def check_classes(store: Store, plan: Plan) -> None:
+    """Refuse with OVERLOADED what would ask for more different requirements than are kept."""
+    if len(store.classes) + len(plan.subtasks) <= limits.CLASSES_MAX:
+        return
+    new = {_requirement(spec) for spec in plan.subtasks} - store.class_ids.keys()
+    if len(store.classes) + len(new) > limits.CLASSES_MAX:
+        raise Refused(
+            values_pb2.OVERLOADED, f"the mesh knows at most {limits.CLASSES_MAX} requirements"
+        )
+
+
+def _requirement(spec: SubtaskSpec) -> tuple[str, bytes]:
     if not spec.where:
-        return store.intern_class(spec.skill, b"")
+        return spec.skill, b""
     pairs = sorted({(label.key, label.value) for label in spec.where})
     where = SubtaskSpec(where=[Label(key=key, value=value) for key, value in pairs])
-    return store.intern_class(spec.skill, where.SerializeToString(deterministic=True))
+    return spec.skill, where.SerializeToString(deterministic=True)
 
 
 def _make_subtask(store: Store, task: Task, plan: Plan, at: int) -> Subtask:
@@ -85,7 +97,7 @@ def _make_subtask(store: Store, task: Task, plan: Plan, at: int) -> Subtask:
     return Subtask(
         ref=(task.seq << REF_SHIFT) | (task.next_n + at),
         id=spec.id,
-        class_id=class_of(store, spec),
+        class_id=store.intern_class(*_requirement(spec)),
         band=task.band,
         timeout_ms=spec.timeout_ms,
         attempts_max=retry.max_attempts or limits.ATTEMPTS_DEFAULT,

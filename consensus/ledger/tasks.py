@@ -11,7 +11,7 @@ from quorumesh.v1.tasks_pb2 import TaskEvent, TaskSpec
 
 from consensus.ledger import limits
 from consensus.ledger.events import note, note_task
-from consensus.ledger.placing import place
+from consensus.ledger.placing import check_classes, place
 from consensus.ledger.records import (
     BALLOT_CANCELLED,
     BALLOT_OPEN,
@@ -58,6 +58,7 @@ def submit(store: Store, command: Submit) -> Outcome:
     except DecodeError:
         raise invalid("the spec is not a serialised TaskSpec") from None
     plan = check_task(spec)
+    check_classes(store, plan)
     _add(store, command, spec, digest, output_at=plan.positions.get(spec.output, -1))
     place(store, store.task(store.meta.task_seq), plan)
     return Outcome(revision=store.meta.applied_index)

@@ -456,3 +456,11 @@ def test_a_closed_and_opened_ledger_goes_on_as_if_it_had_not(tmp_path: Path) -> 
         ledger.close()
 
     assert (digest, full) == (live.ledger.digest, live.ledger.full_digest())
+
+
+def test_one_requirement_too_many_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLASSES_MAX", 2)
+    assert world.submit("t1", sub("a", skill="x"), sub("b", skill="y")).reason == 0
+
+    assert world.submit("t2", sub("a", skill="z")).reason == r.OVERLOADED
+    assert world.submit("t3", sub("a", skill="x")).reason == 0
