@@ -80,6 +80,7 @@ def run_node(config: NodeConfig) -> int:
     set_up_logs(config.log_level, as_json=config.log_json)
     # Workers are started by exec, never by a fork that goes on in Python: nothing to be handled.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         loop_name, factory = loop_factory(config.loop)
         return run_on(factory, serve(config, loop_name=loop_name))

@@ -41,10 +41,9 @@ caller: ContextVar[str] = ContextVar("caller", default="")  # the principal of t
 
 def principal_of(context: Context) -> str:
     """Who calls: `node:…`, `client:…`, `join:…`, `local:worker`, or empty for nobody."""
-    names = (context.auth_context() or {}).get("x509_common_name")
+    names = list((context.auth_context() or {}).get("x509_common_name") or ())
     if names:
-        name = names[0]
-        return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+        return names[0].decode("utf-8", "replace")
     return "local:worker" if context.peer().startswith("unix:") else NOBODY
 
 
@@ -59,9 +58,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
+    ) -> Handler | None:
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
@@ -92,6 +91,7 @@ def _guarded(handler: Handler, method: str) -> Handler:
     if handler.unary_stream is not None:
         stream = _streaming(handler.unary_stream, method)
         return grpc.unary_stream_rpc_method_handler(stream, **codecs)
+    assert handler.stream_stream is not None
     stream = _streaming(handler.stream_stream, method)
     return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
