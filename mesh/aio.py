@@ -172,19 +172,28 @@ class AsyncClient:
                 return
 
     async def watch(
-        self, task_id: str | None = None, *, after_revision: int = 0
+        self,
+        task_id: str | None = None,
+        *,
+        after_revision: int = 0,
+        timeout_s: float | None = None,
     ) -> AsyncIterator[tasks_pb2.TaskEvent]:
         """Yield the events of a task until it has ended, or those of all tasks without end.
 
         Goes on from the last revision after fail-over: nothing is missed or given twice, except
-        PROGRESS, which may be lost.
+        PROGRESS, which may be lost. DeadlineExceeded after `timeout_s`; None: never.
         """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
         name = id_bytes(task_id) if task_id else b""
         seen = after_revision
 
         def start(at: Services) -> AsyncIterator[tasks_pb2.WatchTaskReply]:
             request = tasks_pb2.WatchTaskRequest(task_id=name, after_revision=seen)
-            call = at.tasks.Watch(request)
+            left_s = None if deadline is None else deadline - loop.time()
+            if left_s is not None and left_s <= 0:
+                raise DeadlineExceeded(f"the watch was to end within {timeout_s:g} s")
+            call = at.tasks.Watch(request, timeout=left_s)
             return call.__aiter__()
 
         await self._learn_peers()

@@ -99,10 +99,16 @@ class Client:
         return self._each(self._inner.list(state=state, limit=limit))
 
     def watch(
-        self, task_id: str | None = None, *, after_revision: int = 0
+        self,
+        task_id: str | None = None,
+        *,
+        after_revision: int = 0,
+        timeout_s: float | None = None,
     ) -> Iterator[tasks_pb2.TaskEvent]:
         """See `AsyncClient.watch`."""
-        return self._each(self._inner.watch(task_id, after_revision=after_revision))
+        return self._each(
+            self._inner.watch(task_id, after_revision=after_revision, timeout_s=timeout_s)
+        )
 
     def result(self, task_id: str, timeout_s: float = RESULT_TIMEOUT_S) -> object:
         """See `AsyncClient.result`."""

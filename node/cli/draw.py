@@ -226,7 +226,7 @@ def _ballot_line(ballot: tasks_pb2.BallotInfo) -> str:
 def _table(*names: str, show_header: bool = True) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", show_header=show_header)
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("id", "node", "address"))
     return table
 
 

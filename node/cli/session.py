@@ -23,6 +23,7 @@ from node.cli import exits
 
 RECENT_TASKS_MAX = 1_000
 SHORT_ID_CHARS_MIN = 4
+WIDTH_IN_PIPES = 200  # so that ids stay whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ pass_session = click.make_pass_decorator(Session)
 
 def console() -> Console:
     """Where tables and trees go: stdout, without colours when it is no terminal."""
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    width = None if sys.stdout.isatty() else WIDTH_IN_PIPES
+    return Console(width=width, soft_wrap=width is not None, highlight=False)
 
 
 def stderr_console() -> Console:

@@ -58,7 +58,7 @@ def submit(
             click.echo(dump({"task_id": name}) if as_json else name)
             return
         if not as_json:
-            _follow(client, name, spec.name or "task")
+            _follow(client, name, spec.name or "task", timeout_s)
         _print_ended(client.ended(name, timeout_s), as_json)
 
 
@@ -181,8 +181,8 @@ def _read(file: IO[bytes]) -> str:
         raise Failure(f"{name}: not UTF-8 text (byte {error.start})") from None
 
 
-def _follow(client: Client, task_id: str, title: str) -> None:
-    """Draw a bar on stderr until the task has ended."""
+def _follow(client: Client, task_id: str, title: str, timeout_s: float) -> None:
+    """Draw a bar on stderr until the task has ended. Raises DeadlineExceeded."""
     screen = stderr_console()
     screen.print(f"task {task_id}", style="dim")
     columns = (
@@ -192,7 +192,7 @@ def _follow(client: Client, task_id: str, title: str) -> None:
     with Progress(*columns, console=screen, transient=True) as progress:
         total = client.get(task_id, subtasks=False).subtask_count
         bar = progress.add_task(title, total=total, now="")
-        for event in client.watch(task_id):
+        for event in client.watch(task_id, timeout_s=timeout_s):
             if event.kind == Event.SPAWNED:
                 total = client.get(task_id, subtasks=False).subtask_count
                 progress.update(bar, total=total)

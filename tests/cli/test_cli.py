@@ -117,6 +117,13 @@ async def test_a_deadline_is_exit_5(run) -> None:
     assert result.exit_code == exits.DEADLINE
 
 
+async def test_submit_gives_up_following_at_its_deadline(run) -> None:
+    result = await run("submit", "-", "--timeout", "0.3", text=QUICK.replace("quick", "slow"))
+
+    assert result.exit_code == exits.DEADLINE
+    assert "it may still be running" in result.stderr
+
+
 async def test_cancel_then_result_is_exit_1(run) -> None:
     submitted = await run("submit", "-", "--detach", text=QUICK.replace("quick", "slow"))
     task_id = submitted.stdout.strip()
