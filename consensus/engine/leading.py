@@ -95,7 +95,8 @@ def send_entries(seat: Seat, peer: str, progress: Progress) -> None:
         progress.inflight.append(last)
         progress.next_index = last + 1
         is_heartbeat_due = False
-    if is_heartbeat_due:
+    # A follower answers its clients once it has applied: a new commit does not wait for a heartbeat.
+    if is_heartbeat_due or progress.commit_said < seat.raft.commit_index:
         _send_append(seat, peer, progress, progress.next_index - 1, with_entries=False)
 
 
@@ -120,6 +121,7 @@ def _send_append(
     if not seat.say(peer, Frame(append=append)):
         return None
     progress.sent_ms = seat.now_ms()
+    progress.commit_said = seat.raft.commit_index
     return last
 
 

@@ -29,6 +29,7 @@ class Progress:
     probed_ms: int = NEVER_MS
     sent_ms: int = NEVER_MS
     heard_ms: int = NEVER_MS
+    commit_said: int = 0  # the commit index that the last frame carried
     inflight: deque[int] = field(default_factory=deque)  # last index of each frame under way
     snapshot: SnapshotFile | None = None
     chunk_sent: int = 0
