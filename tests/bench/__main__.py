@@ -60,7 +60,7 @@ ROWS: Sequence[tuple[str, str, str, bool, float | None]] = (
     ("failover_s.max", "the longest of these", "s", False, None),
     ("cpu_s_per_1000", "processor time of nodes and workers per 1,000 subtasks", "s", False, None),
     ("bytes_per_task", "ledger on disk per task of one subtask", "bytes", False, None),
-    ("restart_100k_s", "open a ledger of 100,000 tasks", "s", False, None),
+    ("restart_100k_s", "open a ledger of 100,000 tasks and grant from it", "s", False, None),
 )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Self, TypeVar
 import grpc
 from quorumesh.v1 import mesh_pb2, mesh_pb2_grpc, tasks_pb2_grpc
 
+from consensus.ledger import invariants
 from mesh import Client
 from mesh.client_errors import MeshError
 from mesh.profile import load_profile
@@ -178,13 +180,21 @@ class NodeProcess:
     def worker_pids(self) -> list[int]:
         """Its children, as the system lists them now."""
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        with suppress(OSError):
+        with contextlib.suppress(OSError):
             return [int(pid) for pid in path.read_text(encoding="ascii").split()]
         return []
 
     def cpu_s(self) -> float:
         """Processor time used so far by the node and its workers."""
         return sum(_cpu_s(pid) for pid in [self.pid, *self.worker_pids()])
+
+    def violations(self) -> list[str]:
+        """What in its ledger breaks an invariant. Only while the node does not run."""
+        assert self.has_ended()
+        name = (self.data / "state" / "CURRENT").read_text(encoding="ascii").strip()
+        path = self.data / "state" / name / "ledger.db"
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return list(invariants.violations(connection))
 
     def log_tail(self, characters: int = 4_000) -> str:
         if not self.log.exists():
@@ -305,7 +315,7 @@ class LocalMesh:
         def found() -> NodeProcess | None:
             states = {}
             for node in self.running():
-                with suppress(grpc.RpcError):
+                with contextlib.suppress(grpc.RpcError):
                     states[node.name] = (node, node.status())
             votes = [status.leader_id for _, status in states.values() if status.leader_id]
             for node, status in states.values():
@@ -333,7 +343,7 @@ class LocalMesh:
 
 
 def _cpu_s(pid: int) -> float:
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
         fields = text.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS

@@ -51,6 +51,9 @@ def test_nothing_acknowledged_is_lost_when_all_nodes_are_killed_at_once(tmp_path
         _check_promises(mesh.nodes[-1], book)
         mesh.equal_digests()
 
+    assert {node.name: node.violations() for node in mesh.nodes} == {
+        "node-1": [], "node-2": [], "node-3": [],
+    }  # fmt: skip
     print(
         f"{ROUNDS} rounds: {len(book.acknowledged)} submits and {len(book.completed)} results "
         f"acknowledged, in flight at the kills {book.in_flight}, {book.compactions} compactions, "
