@@ -29,7 +29,6 @@ from examples.support_desk.facts import (
 )
 from examples.support_desk.questions import load_questions
 from mesh import Client, MeshError
-from mesh.profile import load_profile
 
 COMPOUND = (
     "What is the difference between is and ==, when does the finally clause run, "
@@ -61,8 +60,8 @@ class Run:
             show.bars(self.console, self.bars, time.monotonic() - self.began_s)
 
 
-def start_mesh(run: Run) -> Node:
-    """Start the first node, join the others by token, wait for three voters. Returns the leader."""
+def start_mesh(run: Run) -> None:
+    """Start the first node, join the others by token, wait for three voters and their workers."""
     first, *others = run.mesh.nodes
     show.step(run.console, "Three nodes, three processes, mutual TLS")
     first.start()
@@ -77,16 +76,14 @@ def start_mesh(run: Run) -> Node:
         wait_for(f"{node.name} votes", look, run.mesh.running, READY_S_MAX)
         show.started(run.console, node, f"joins with --join {token[:14]}…")
     wait_for("a worker on each node", lambda: _workers(run.mesh), run.mesh.nodes, READY_S_MAX)
-    found = wait_for("a leader", run.mesh.leader, run.mesh.nodes, READY_S_MAX)
-    leader, status = found
+    _, status = wait_for("a leader", run.mesh.leader, run.mesh.nodes, READY_S_MAX)
     show.members(run.console, run.mesh, status)
     run.summary["start_s"] = round(time.monotonic() - run.began_s, 2)
-    return leader
 
 
-def ask_compound(run: Run, leader: Node, question: str) -> tuple[Answered, ...]:
+def ask_compound(run: Run, question: str) -> tuple[Answered, ...]:
     """Submit one question through a follower; draw how it was split, voted on and answered."""
-    follower = next(node for node in run.mesh.running if node is not leader)
+    _, follower = _leader_and_follower(run.mesh)
     show.step(run.console, f"One question of several parts, submitted through {follower.name}")
     ask = {"question": question, "think_ms": COMPOUND_THINK_MS}
     spec = {"name": "compound", "subtasks": [{"id": "ask", "skill": "desk.split", "input": ask}]}
@@ -103,11 +100,11 @@ def ask_compound(run: Run, leader: Node, question: str) -> tuple[Answered, ...]:
     return rows
 
 
-def run_batch(run: Run, leader: Node) -> None:
+def run_batch(run: Run) -> None:
     """Submit the batch through a follower, kill the leader half-way, and prove what happened."""
     questions = load_questions()
     count = 2 + SUBTASKS_PER_QUESTION * len(questions)
-    follower = next(node for node in run.mesh.running if node is not leader)
+    leader, follower = _leader_and_follower(run.mesh)
     title = f"{len(questions)} questions, {count} subtasks, submitted through {follower.name}"
     show.step(run.console, title)
     show.pace(run.console, BATCH_THINK_MS["bm25"])
@@ -132,10 +129,12 @@ def run_batch(run: Run, leader: Node) -> None:
             raise DemoFailed("the batch ended before its leader could be killed")
         show.finished(run.console, failover, took_s)
         leader.start()  # its folder knows the mesh: no token this time
+        restarted_s = time.monotonic()
         show.restarted(run.console, leader)
         task = client.get(task_id, outputs=True)
         story = read_story(client.story(task_id), run.mesh.names())
     digests = equal_digests(run)
+    show.caught_up(run.console, leader, time.monotonic() - restarted_s)
     killed = _killed(kill, failover, late.lease_ms)
     _report(run, task, story, killed, digests, took_s)
 
@@ -168,10 +167,8 @@ class _Late:
         if self._done:
             return
         self._done = True
-        credentials = load_profile(self._through.profile).channel_credentials()
-        reason, lease_ms = present_late(
-            self._through.address, credentials, subtask_ref=lost.subtask_ref, fence=lost.fence
-        )
+        socket = self._through.folder / "worker.sock"
+        reason, lease_ms = present_late(socket, subtask_ref=lost.subtask_ref, fence=lost.fence)
         self.lease_ms = lease_ms or self.lease_ms
         show.late(self._run.console, lost, self._run.mesh.names(), reason)
 
@@ -222,6 +219,11 @@ def _killed(kill: Kill, failover: Failover, lease_ms: int) -> Killed:
         lease_s=lease_ms / 1_000,
         held={name: claim.fence for name, claim in kill.held.items()},
     )
+
+
+def _leader_and_follower(mesh: Mesh) -> tuple[Node, Node]:
+    leader, _ = wait_for("a leader", mesh.leader, mesh.nodes, READY_S_MAX)
+    return leader, next(node for node in mesh.running if node is not leader)
 
 
 def _succeeded(task: TaskInfo) -> TaskInfo:

@@ -193,6 +193,7 @@ class Mesh:
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave nodes behind
         self.stop()
 
     @property

@@ -70,9 +70,9 @@ def bars(
             once == subtask_count and not story.doubled,
         ),
         Bar(
-            "subtasks were running when the leader died",
+            "the leader died with work in hand",
             "≥ 1",
-            f"{len(takeovers)} claims of {killed.node} taken over",
+            f"{len(takeovers)} claims taken over",
             bool(takeovers),
         ),
         Bar(

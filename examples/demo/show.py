@@ -101,9 +101,13 @@ def finished(console: Console, failover: Failover, took_s: float) -> None:
 
 def restarted(console: Console, node: Node) -> None:
     console.print(
-        Text.assemble(
-            "  ", report.node_text(node.name), f"  starts again, pid {node.pid}, and catches up"
-        )
+        Text.assemble("  ", report.node_text(node.name), f"  starts again, pid {node.pid}")
+    )
+
+
+def caught_up(console: Console, node: Node, took_s: float) -> None:
+    console.print(
+        f"  {node.name} holds the same ledger as the others {took_s:.1f} s after its restart."
     )
 
 
@@ -151,6 +155,8 @@ def proof(console: Console, story: Story, killed: Killed) -> None:
 def bars(console: Console, found: Sequence[Bar], took_s: float) -> None:
     step(console, "Promises")
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
     for bar in found:
         mark = Text("✓" if bar.holds else "✗ NOT MET", style="green" if bar.holds else "bold red")
         table.add_row(Text.assemble("  ", mark), bar.name, bar.found, Text(bar.asked, style="dim"))

@@ -50,7 +50,8 @@ class Topic:
     @property
     def source(self) -> str:
         """Where a reader finds it: what to type at Python's own prompt."""
-        name = (self.keywords or self.help_names or (self.name,))[0]
+        names = (*self.help_names, *self.keywords, self.name)
+        name = self.name if self.name in self.keywords else names[0]
         return f"help({name!r}), Python {platform.python_version()}, topic {self.name}"
 
 
