@@ -20,9 +20,9 @@ from consensus.errors import ConsensusError, Damaged, OutcomeUnknown, StorageFai
 
 DOMAIN = "quorumesh"
 MESSAGE_CHARS_MAX = 2_048
-EXIT_BUG = 70  # a part of the node broke an invariant
+EXIT_USAGE, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_DEADLINE = 2, 3, 4, 5
 EXIT_DAMAGED = 66  # the data folder cannot be trusted or used
-EXIT_USAGE = 64
+EXIT_BUG = 70  # a part of the node broke an invariant
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +37,29 @@ class Kind:
 
 _Code = grpc.StatusCode
 
-# Exit codes: 1 not found or ended otherwise, 64 usage, 65 refused input, 66 no usable data,
-# 69 unavailable, 70 a bug, 75 try again later, 77 not allowed.
+# Exit codes are those of the command line; a node that stops by itself adds the last two.
 KINDS: dict[str, Kind] = {
-    "INVALID": Kind(_Code.INVALID_ARGUMENT, 400, 65),
-    "ALREADY_EXISTS": Kind(_Code.ALREADY_EXISTS, 409, 65),
-    "NOT_FOUND": Kind(_Code.NOT_FOUND, 404, 1),
-    "STALE_FENCE": Kind(_Code.FAILED_PRECONDITION, 409, 1),
-    "STALE_EPOCH": Kind(_Code.FAILED_PRECONDITION, 409, 1),
-    "FINISHED": Kind(_Code.FAILED_PRECONDITION, 409, 1),
-    "OVERLOADED": Kind(_Code.RESOURCE_EXHAUSTED, 429, 75, retry_ms=500),
-    "VALUE_TOO_LARGE": Kind(_Code.INVALID_ARGUMENT, 413, 65),
-    "TOKEN_UNKNOWN": Kind(_Code.PERMISSION_DENIED, 403, 77),
-    "TOKEN_USED": Kind(_Code.PERMISSION_DENIED, 403, 77),
-    "TOKEN_EXPIRED": Kind(_Code.PERMISSION_DENIED, 403, 77),
+    "INVALID": Kind(_Code.INVALID_ARGUMENT, 400, EXIT_REFUSED),
+    "ALREADY_EXISTS": Kind(_Code.ALREADY_EXISTS, 409, EXIT_REFUSED),
+    "NOT_FOUND": Kind(_Code.NOT_FOUND, 404, EXIT_REFUSED),
+    "STALE_FENCE": Kind(_Code.FAILED_PRECONDITION, 409, EXIT_REFUSED),
+    "STALE_EPOCH": Kind(_Code.FAILED_PRECONDITION, 409, EXIT_REFUSED),
+    "FINISHED": Kind(_Code.FAILED_PRECONDITION, 409, EXIT_REFUSED),
+    "OVERLOADED": Kind(_Code.RESOURCE_EXHAUSTED, 429, EXIT_REFUSED, retry_ms=500),
+    "VALUE_TOO_LARGE": Kind(_Code.INVALID_ARGUMENT, 413, EXIT_REFUSED),
+    "TOKEN_UNKNOWN": Kind(_Code.PERMISSION_DENIED, 403, EXIT_REFUSED),
+    "TOKEN_USED": Kind(_Code.PERMISSION_DENIED, 403, EXIT_REFUSED),
+    "TOKEN_EXPIRED": Kind(_Code.PERMISSION_DENIED, 403, EXIT_REFUSED),
     "INTERNAL": Kind(_Code.INTERNAL, 500, EXIT_BUG),
-    "VOTERS_FULL": Kind(_Code.FAILED_PRECONDITION, 409, 1),
-    "OUT_OF_RANGE": Kind(_Code.OUT_OF_RANGE, 410, 1),
-    "PERMISSION_DENIED": Kind(_Code.PERMISSION_DENIED, 403, 77),
+    "VOTERS_FULL": Kind(_Code.FAILED_PRECONDITION, 409, EXIT_REFUSED),
+    "OUT_OF_RANGE": Kind(_Code.OUT_OF_RANGE, 410, EXIT_REFUSED),
+    "PERMISSION_DENIED": Kind(_Code.PERMISSION_DENIED, 403, EXIT_REFUSED),
     # Failures of the world: they are no Reason, for the ledger never saw the command.
-    "UNAVAILABLE": Kind(_Code.UNAVAILABLE, 503, 69, retry_ms=500),
-    "OUTCOME_UNKNOWN": Kind(_Code.UNAVAILABLE, 503, 75, retry_ms=200),
-    "STORAGE_FAILED": Kind(_Code.UNAVAILABLE, 503, 69, retry_ms=5_000),
+    "UNAVAILABLE": Kind(_Code.UNAVAILABLE, 503, EXIT_UNAVAILABLE, retry_ms=500),
+    "OUTCOME_UNKNOWN": Kind(_Code.UNAVAILABLE, 503, EXIT_UNAVAILABLE, retry_ms=200),
+    "STORAGE_FAILED": Kind(_Code.UNAVAILABLE, 503, EXIT_UNAVAILABLE, retry_ms=5_000),
     "DAMAGED": Kind(_Code.DATA_LOSS, 500, EXIT_DAMAGED),
-    "DEADLINE_EXCEEDED": Kind(_Code.DEADLINE_EXCEEDED, 504, 75),
+    "DEADLINE_EXCEEDED": Kind(_Code.DEADLINE_EXCEEDED, 504, EXIT_DEADLINE),
 }
 
 

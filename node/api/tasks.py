@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from quorumesh.v1.ledger_pb2 import Cancel, Command, Submit
 from quorumesh.v1.tasks_pb2 import (
@@ -30,6 +31,7 @@ from quorumesh.v1.tasks_pb2 import (
 from quorumesh.v1.tasks_pb2_grpc import TasksServicer
 from quorumesh.v1.values_pb2 import TASK_RUNNING, Reason
 
+from consensus.ledger import OutOfRange
 from node.api.errors import Refusal
 from node.api.feed import LAST_EVENTS, Feed, Watcher
 from node.api.guard import caller
@@ -41,7 +43,8 @@ SUBMITS_PER_REQUEST_MAX = 1_000
 SPEC_BYTES_MAX = 850_000  # one submit has to fit into one log entry
 PAGE_ROWS_DEFAULT = 100
 PAGE_ROWS_MAX = 1_000
-READ_REVISIONS = 128  # read from the ledger at once while a watcher catches up
+READ_REVISIONS = 64  # read from the ledger at once while a watcher catches up
+READ_EVENTS = 256  # likewise, of one task
 RESULT_MS_DEFAULT = 60_000
 
 
@@ -98,11 +101,12 @@ class TasksService(TasksServicer):
     async def List(self, request: ListTasksRequest, context: Context) -> ListTasksReply:
         """A page of tasks, newest first."""
         await self._proposer.catch_up(context, at_least_revision=request.at_least_revision)
-        tasks, token = self._replica.reader.list_tasks(
-            state=request.state,
-            page_size=page_rows(request.page_size),
-            page_token=request.page_token,
-        )
+        with known_token():
+            tasks, token = self._replica.reader.list_tasks(
+                state=request.state,
+                page_size=page_rows(request.page_size),
+                page_token=request.page_token,
+            )
         view = self._replica.view()
         return ListTasksReply(
             tasks=tasks, next_page_token=token, revision=view.revision, age_ms=view.leader_age_ms
@@ -149,7 +153,7 @@ class TasksService(TasksServicer):
         while True:
             events, upto = self._events_after(task_id, after)
             yield WatchTaskReply(events=events, revision=upto)
-            if upto <= after or upto >= self._replica.view().revision:
+            if upto <= after or upto >= self._replica.reader.revision():
                 return
             after = upto
             await asyncio.sleep(0)
@@ -157,14 +161,12 @@ class TasksService(TasksServicer):
     def _events_after(self, task_id: bytes, after: int) -> tuple[Sequence[TaskEvent], int]:
         reader = self._replica.reader
         if task_id:
-            events, following = reader.story(task_id, after, READ_REVISIONS)
-            return events, following or self._replica.view().revision
-        oldest = reader.oldest_revision()
-        if after + 1 < oldest:
-            raise Refusal(
-                "OUT_OF_RANGE", f"events up to revision {oldest - 1} are gone; oldest={oldest}"
-            )
-        return reader.events_after(after, READ_REVISIONS)
+            events, following = reader.story(task_id, after_revision=after, page_size=READ_EVENTS)
+            return events, following or reader.revision()
+        try:
+            return reader.events_after(after, limit=READ_REVISIONS)
+        except OutOfRange as error:
+            raise Refusal("OUT_OF_RANGE", f"{error}; watch from there") from error
 
     async def Result(self, request: ResultRequest, context: Context) -> ResultReply:
         """Wait until the task has ended, and give it with its output."""
@@ -193,12 +195,14 @@ class TasksService(TasksServicer):
         """All that happened to one task, in order, in pages of whole revisions."""
         self._task(request.task_id)
         events, following = self._replica.reader.story(
-            request.task_id, request.after_revision, page_rows(request.page_size)
+            request.task_id,
+            after_revision=request.after_revision,
+            page_size=page_rows(request.page_size),
         )
         return StoryReply(events=events, next_after_revision=following)
 
     def _task(self, task_id: bytes, *, subtasks: bool = False, outputs: bool = False) -> TaskInfo:
-        task = self._replica.reader.task(task_id, subtasks=subtasks, outputs=outputs)
+        task = self._replica.reader.task(task_id, with_subtasks=subtasks, with_outputs=outputs)
         if task is None:
             raise Refusal("NOT_FOUND", "no such task on this mesh (or it is forgotten by now)")
         return task
@@ -209,6 +213,15 @@ def page_rows(page_size: int) -> int:
     if page_size > PAGE_ROWS_MAX:
         raise Refusal("INVALID", f"page_size {page_size}: at most {PAGE_ROWS_MAX:,}")
     return page_size or PAGE_ROWS_DEFAULT
+
+
+@contextlib.contextmanager
+def known_token() -> Iterator[None]:
+    """Refuse a page token that no page gave."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refusal("INVALID", str(error)) from error
 
 
 def _check_task_id(task_id: bytes) -> None:
