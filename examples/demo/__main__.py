@@ -62,7 +62,7 @@ def _run(run: Run, given: argparse.Namespace) -> bool:
         signal.alarm(0)
         show.kept(run.console, run.mesh)
         _wait_for_ctrl_c()
-    run.finish(check_stop=not given.ask)
+    run.stop()
     return not all(bar.holds for bar in run.bars)
 
 

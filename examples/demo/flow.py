@@ -52,12 +52,11 @@ class Run:
     bars: list[Bar] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
-    def finish(self, *, check_stop: bool) -> None:
-        """Stop all nodes, and show what was promised and what was found."""
+    def stop(self) -> None:
+        """Stop all nodes in order; that they do is a promise too."""
         clean = self.mesh.stop()
-        self.bars.append(Bar("all nodes stop when asked", "", "yes" if clean else "no", clean))
-        if check_stop:
-            show.bars(self.console, self.bars, time.monotonic() - self.began_s)
+        self.bars.append(Bar("all nodes stop when asked", "yes", "yes" if clean else "no", clean))
+        show.stopped(self.console, clean, time.monotonic() - self.began_s)
 
 
 def start_mesh(run: Run) -> None:
@@ -197,6 +196,7 @@ def _report(
         killed=killed,
         digests=digests,
     )
+    show.bars(run.console, run.bars)
     right = accuracy(rows, questions)
     run.summary["batch"] = {
         "took_s": round(took_s, 2),

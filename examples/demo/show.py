@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from quorumesh.v1.mesh_pb2 import DigestReply, StatusReply
 from quorumesh.v1.tasks_pb2 import TaskEvent
@@ -71,9 +73,10 @@ def compound(
 ) -> None:
     console.print(report.compound_tree(question, rows))
     called_off = sum(ballot.cancelled for row in rows for ballot in row.ballots)
+    voters = "1 slow voter was" if called_off == 1 else f"{called_off} slow voters were"
     console.print(
-        f"  {len(story.completions)} subtasks in {took_s:.1f} s; {called_off} slow voters were "
-        "called off, because their ballots were already decided."
+        f"  {len(story.completions)} subtasks in {took_s:.1f} s; {voters} called off: "
+        "the ballot was already decided."
     )
 
 
@@ -152,7 +155,7 @@ def proof(console: Console, story: Story, killed: Killed) -> None:
     )
 
 
-def bars(console: Console, found: Sequence[Bar], took_s: float) -> None:
+def bars(console: Console, found: Sequence[Bar]) -> None:
     step(console, "Promises")
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     table.add_column(no_wrap=True)
@@ -161,20 +164,28 @@ def bars(console: Console, found: Sequence[Bar], took_s: float) -> None:
         mark = Text("✓" if bar.holds else "✗ NOT MET", style="green" if bar.holds else "bold red")
         table.add_row(Text.assemble("  ", mark), bar.name, bar.found, Text(bar.asked, style="dim"))
     console.print(table)
-    console.print(f"  {took_s:.0f} s in all.", style="dim")
+
+
+def stopped(console: Console, clean: bool, took_s: float) -> None:
+    how = (
+        "All nodes stopped when asked" if clean else "[bold red]A node had to be killed to stop[/]"
+    )
+    console.print(f"  {how}; {took_s:.0f} s in all.", style="dim")
 
 
 def kept(console: Console, mesh: Mesh) -> None:
     """Three commands to paste, for a mesh that stays up."""
     node = mesh.nodes[0]
     use = f"QUORUMESH_PROFILE={node.profile}"
-    command = f"{sys.executable} -m node.cli.main"
+    python = os.path.relpath(sys.executable)
+    script = Path(python).with_name("mesh")
+    command = str(script) if script.exists() else f"{python} -m node.cli.main"
     joining = f"--data {node.folder.with_name('node-4')} --name node-4 --listen 127.0.0.1:0"
     console.print()
     console.print("[bold]The mesh stays up until Ctrl-C.[/] In another terminal, in this folder:")
     for title, line in (
-        ("ask it something", f'{use} {sys.executable} -m {ASK} "What is a raw string?"'),
-        ("submit by gRPC alone", f"{sys.executable} examples/grpc_client.py {node.profile}"),
+        ("ask it something", f'{use} {python} -m {ASK} "What is a raw string?"'),
+        ("submit by gRPC alone", f"{python} examples/grpc_client.py {node.profile}"),
         (
             "join a fourth node",
             f"{command} node start {joining} --no-profile --join $({use} {command} join-token)",

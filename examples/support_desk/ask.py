@@ -32,7 +32,8 @@ def main() -> int:
     except MeshError as error:
         print(f"ask: {error}")
         return 1
-    Console(highlight=False).print(compound_tree(given.question, part_rows(task, names)))
+    console = Console(highlight=False)
+    console.print(compound_tree(given.question, part_rows(task, names)))
     return 0
 
 

@@ -15,8 +15,8 @@ from examples.support_desk.facts import VOTERS, Answered, Ballot, accuracy, verd
 from examples.support_desk.questions import Question
 
 NODE_STYLES = ("cyan", "magenta", "yellow", "green", "blue")
-QUOTE_LINES_MAX = 4
-QUOTE_CHARS = 84
+QUOTE_LINES_MAX = 5
+QUOTE_CHARS = 70
 
 
 def node_text(name: str) -> Text:

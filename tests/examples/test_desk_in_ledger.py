@@ -117,7 +117,7 @@ def test_a_killed_node_s_claims_are_taken_over_and_its_late_result_is_refused() 
     assert all(bar.holds for bar in found), found
     console = Console(file=io.StringIO(), width=120, no_color=True)
     show.proof(console, story, killed)
-    show.bars(console, found, 12.0)
+    show.bars(console, found)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert f"fence {held.fence}" in text and "(killed)" in text and "STALE_FENCE" in text
@@ -141,7 +141,7 @@ def test_a_bar_that_is_not_met_is_shown_as_such() -> None:
 
     assert not any(bar.holds for bar in found)
     console = Console(file=io.StringIO(), width=120, no_color=True)
-    show.bars(console, [*found, Bar("last", "", "", True)], 1.0)
+    show.bars(console, [*found, Bar("last", "", "", True)])
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().count("NOT MET") == len(found)
 
