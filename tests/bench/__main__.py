@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer trials; at most 60 s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     options = parser.parse_args(arguments)
-    console = Console(highlight=False)
+    wide = None if sys.stdout.isatty() else 120
+    console = Console(highlight=False, width=wide)
     started = time.monotonic()
     trials = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="quorumesh-bench-") as folder:

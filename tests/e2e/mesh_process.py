@@ -122,6 +122,7 @@ class NodeProcess:
                 cwd=ROOT,
                 env={
                     **os.environ,
+                    "PYTHONFAULTHANDLER": "1",
                     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]),
                     **self.environment,
                     "QUORUMESH_PROFILE": str(self.profile),
@@ -300,7 +301,8 @@ class LocalMesh:
 
         def ready() -> mesh_pb2.StatusReply | None:
             if node.has_ended():
-                raise AssertionError(f"{node.name} ended by itself:\n{node.log_tail()}")
+                code = node.process.returncode if node.process else None
+                raise AssertionError(f"{node.name} ended, code {code}:\n{node.log_tail()}")
             status = node.status()
             own = [w for w in status.workers if w.node_id == status.node_id and w.open]
             known = sum(member.voter for member in status.members)
