@@ -131,23 +131,28 @@ def batch(console: Console, rows: Sequence[Answered], questions: Sequence[Questi
 
 
 def proof(console: Console, story: Story, killed: Killed) -> None:
+    """One line per claim that changed hands, those with a late result first."""
     takeovers = takeovers_of(story, killed)
-    for takeover in takeovers[:PROOF_LINES_MAX]:
-        after_s = (takeover.claimed_wall_ms - killed.wall_ms) / 1_000
+    late = {(event.subtask, event.fence): event for event in story.stale}
+    takeovers.sort(key=lambda taken: (taken.subtask, taken.lost_fence) not in late)
+    for taken in takeovers[:PROOF_LINES_MAX]:
+        after_s = (taken.claimed_wall_ms - killed.wall_ms) / 1_000
+        refused = (taken.subtask, taken.lost_fence) in late
         console.print(
             Text.assemble(
-                f"  {short(takeover.subtask):<12} fence {takeover.lost_fence:<4} ",
-                report.node_text(takeover.lost_node),
+                f"  {short(taken.subtask):<12} fence {taken.lost_fence:<4} ",
+                report.node_text(taken.lost_node),
                 (" (killed)", "red"),
-                f" → fence {takeover.fence:<4} ",
-                report.node_text(takeover.node),
-                (f"   {after_s:.1f} s after the kill", "dim"),
+                f" → fence {taken.fence:<4} ",
+                report.node_text(taken.node),
+                (f"  {after_s:.1f} s after the kill", "dim"),
+                ("; late result refused: STALE_FENCE", "bold") if refused else "",
             )
         )
     if len(takeovers) > PROOF_LINES_MAX:
         console.print(f"  … and {len(takeovers) - PROOF_LINES_MAX} more", style="dim")
     for event in story.stale[:PROOF_LINES_MAX]:
-        console.print(f"  {short(event.subtask):<12} {event.detail} (revision {event.revision})")
+        console.print(f"  on record at revision {event.revision}: {event.detail}", style="dim")
     console.print(
         f"  {story.claim_count} claims, {len(story.completions)} completions; last takeover "
         f"{takeover_s(takeovers, killed):.1f} s after the kill (lease {killed.lease_s:.1f} s, "

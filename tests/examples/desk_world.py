@@ -70,7 +70,11 @@ class DeskWorld:
 
     def submit(self, skill: str, given: Any, *, name: str = "ask") -> bytes:
         """Submit a task of one subtask. Returns the task's id."""
-        spec = spec_of({"name": name, "subtasks": [{"id": name, "skill": skill, "input": given}]})
+        return self.submit_spec({"subtasks": [{"id": name, "skill": skill, "input": given}]})
+
+    def submit_spec(self, task: Any) -> bytes:
+        """Submit a task as people write it. Returns its id."""
+        spec = spec_of(task)
         task_id = self.index.to_bytes(16, "big")
         outcome = self.do(Command(submit=Submit(task_id=task_id, spec=spec.SerializeToString())))
         assert not outcome.reason, outcome.message

@@ -9,10 +9,12 @@ from quorumesh.v1.values_pb2 import Reason, SubtaskState, TaskState
 from rich.console import Console
 
 from examples.demo import show
+from examples.demo.nodes import ROOT
 from examples.demo.proof import Bar, Killed, bars, takeovers_of
 from examples.support_desk.facts import accuracy, answers, output_of, part_rows, read_story
 from examples.support_desk.questions import load_questions
 from examples.support_desk.report import batch_table, compound_tree, score_table
+from mesh import parse_spec
 from tests.examples.desk_world import NODES, DeskWorld
 
 COMPOUND = "What is a raw string, and when does the finally clause run?"
@@ -144,6 +146,18 @@ def test_a_bar_that_is_not_met_is_shown_as_such() -> None:
     show.bars(console, [*found, Bar("last", "", "", True)])
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().count("NOT MET") == len(found)
+
+
+def test_the_question_file_is_a_task_that_the_desk_answers() -> None:
+    world = DeskWorld()
+    text = (ROOT / "examples" / "support_desk" / "question.yaml").read_text("utf-8")
+    task_id = world.submit_spec(parse_spec(text))
+
+    world.run()
+
+    task = world.task(task_id)
+    assert task.state == TaskState.TASK_SUCCEEDED, task.failure
+    assert b'"topic":"try"' in task.output.data
 
 
 def test_bad_questions_fail_their_task_with_the_reason() -> None:
