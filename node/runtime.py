@@ -39,6 +39,7 @@ from node.api.feed import Feed
 from node.api.locks import LocksService
 from node.api.mesh import About, MeshService, Roster
 from node.api.proposing import Proposer
+from node.api.reading import LongReads
 from node.api.sessions import Sessions
 from node.api.tasks import TasksService
 from node.api.workers import WorkersService
@@ -145,6 +146,7 @@ class _Node:
         )
         self.replica = Replica(_replica_config(config, booted), ports)
         self.feed, self.health = Feed(), Health()
+        self.reads = LongReads(lambda: self.replica.core.ledger_path)
         self.sessions = Sessions(
             self.replica,
             lease_ms=LEASE_MS,
@@ -199,6 +201,7 @@ class _Node:
                     for part in reversed(parts):
                         part.cancel()
             finally:
+                self.reads.close()
                 self._background.close()
         log.info("node stopped", extra={"node": self._identity.node_id})
 
@@ -221,9 +224,16 @@ class _Node:
 
     def _servicers(self) -> Servicers:
         return Servicers(
-            tasks=TasksService(self.replica, self.proposer, self.feed),
+            tasks=TasksService(self.replica, self.proposer, self.feed, self.reads),
             locks=LocksService(self.replica),
-            mesh=MeshService(self.replica, self.roster, self.proposer, self.joining, self.about),
+            mesh=MeshService(
+                self.replica,
+                self.roster,
+                self.proposer,
+                self.joining,
+                self.about,
+                reads=self.reads,
+            ),
             peer=self.link.servicer,
             workers=WorkersService(self.sessions, node_id=self._identity.node_id),
         )

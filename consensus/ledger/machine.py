@@ -187,7 +187,13 @@ class Ledger:
         """True: all applied so far is in the main file, synced. False: a reader is in the way."""
         if self._path == ":memory:":
             return True
-        busy, log, done = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        # A long read in another thread is no reason to wait: a later checkpoint comes.
+        (waits_ms,) = self._db.execute("PRAGMA busy_timeout").fetchone()
+        self._db.execute("PRAGMA busy_timeout=0").fetchone()
+        try:
+            busy, log, done = self._db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={waits_ms}").fetchone()
         return bool(busy == 0 and log == done)
 
     def reader(self) -> Reader:

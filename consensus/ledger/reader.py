@@ -69,6 +69,10 @@ class Reader:
         """The first revision whose events are kept."""
         return int(self._db.execute("SELECT oldest_revision FROM ledger").fetchone()[0])
 
+    def digest(self) -> bytes:
+        """The chain digest at its revision."""
+        return bytes(self._db.execute("SELECT digest FROM ledger").fetchone()[0])
+
     def full_digest(self) -> bytes:
         """A hash over all tables."""
         return hash_tables(self._db)

@@ -20,8 +20,10 @@ from quorumesh.v1.mesh_pb2 import (
 )
 from quorumesh.v1.mesh_pb2_grpc import MeshServicer
 
+from consensus.ledger import Reader
 from consensus.replica import Replica
 from node.api.proposing import Context, Proposer
+from node.api.reading import LongReads
 from node.joining import Joining
 
 
@@ -62,12 +64,15 @@ class MeshService(MeshServicer):
         proposer: Proposer,
         joining: Joining,
         about: About,
+        *,
+        reads: LongReads,
     ) -> None:
         self._replica = replica
         self._roster = roster
         self._proposer = proposer
         self._joining = joining
         self._about = about
+        self._reads = reads
 
     async def Status(self, request: StatusRequest, context: Context) -> StatusReply:
         """Where this node stands; answered without waiting for anybody."""
@@ -116,7 +121,8 @@ class MeshService(MeshServicer):
     async def Digest(self, request: DigestRequest, context: Context) -> DigestReply:
         """Digests of this node's ledger; the full one reads all tables, so ask for it sparingly."""
         await self._proposer.catch_up(context, at_least_revision=request.at_least_revision)
-        ledger = self._replica.ledger
-        return DigestReply(
-            revision=ledger.applied_index, chain=ledger.digest, full=ledger.full_digest()
-        )
+        return await self._reads.ask(_digests)
+
+
+def _digests(reader: Reader) -> DigestReply:
+    return DigestReply(revision=reader.revision(), chain=reader.digest(), full=reader.full_digest())

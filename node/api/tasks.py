@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 
 from quorumesh.v1.ledger_pb2 import Cancel, Command, Submit
 from quorumesh.v1.tasks_pb2 import (
@@ -31,11 +32,12 @@ from quorumesh.v1.tasks_pb2 import (
 from quorumesh.v1.tasks_pb2_grpc import TasksServicer
 from quorumesh.v1.values_pb2 import TASK_RUNNING, Reason
 
-from consensus.ledger import OutOfRange
+from consensus.ledger import OutOfRange, Reader
 from node.api.errors import Refusal
 from node.api.feed import LAST_EVENTS, Feed, Watcher
 from node.api.guard import caller
 from node.api.proposing import Context, Proposer, ReplicaPort, time_left_ms
+from node.api.reading import SUBTASKS_INLINE_MAX, LongReads
 
 TASK_ID_BYTES_MAX = 64
 SUBTASKS_PER_REQUEST_MAX = 1_000
@@ -45,16 +47,20 @@ PAGE_ROWS_DEFAULT = 100
 PAGE_ROWS_MAX = 1_000
 READ_REVISIONS = 64  # read from the ledger at once while a watcher catches up
 READ_EVENTS = 256  # likewise, of one task
+TASK_BYTES_MAX = 32 << 20  # of one reply, all outputs included
 RESULT_MS_DEFAULT = 60_000
 
 
 class TasksService(TasksServicer):
     """Serves `Tasks` on any node. Reads are local and carry their revision and age."""
 
-    def __init__(self, replica: ReplicaPort, proposer: Proposer, feed: Feed) -> None:
+    def __init__(
+        self, replica: ReplicaPort, proposer: Proposer, feed: Feed, reads: LongReads
+    ) -> None:
         self._replica = replica
         self._proposer = proposer
         self._feed = feed
+        self._reads = reads
 
     async def Submit(self, request: SubmitRequest, context: Context) -> SubmitReply:
         """Submit a task. Sending the same again is safe, also after an unknown outcome."""
@@ -92,25 +98,27 @@ class TasksService(TasksServicer):
             at_least_revision=request.at_least_revision,
             linearizable=request.linearizable,
         )
-        task = self._task(
+        task, revision = await self._whole(
             request.task_id, subtasks=request.with_subtasks, outputs=request.with_outputs
         )
-        view = self._replica.view()
-        return GetTaskReply(task=task, revision=view.revision, age_ms=view.leader_age_ms)
+        age_ms = self._replica.view().leader_age_ms
+        return GetTaskReply(task=task, revision=revision, age_ms=age_ms)
 
     async def List(self, request: ListTasksRequest, context: Context) -> ListTasksReply:
         """A page of tasks, newest first."""
         await self._proposer.catch_up(context, at_least_revision=request.at_least_revision)
-        with known_token():
-            tasks, token = self._replica.reader.list_tasks(
-                state=request.state,
-                page_size=page_rows(request.page_size),
-                page_token=request.page_token,
+        rows = page_rows(request.page_size)
+
+        def page(reader: Reader) -> ListTasksReply:
+            tasks, token = reader.list_tasks(
+                state=request.state, page_size=rows, page_token=request.page_token
             )
-        view = self._replica.view()
-        return ListTasksReply(
-            tasks=tasks, next_page_token=token, revision=view.revision, age_ms=view.leader_age_ms
-        )
+            return ListTasksReply(tasks=tasks, next_page_token=token, revision=reader.revision())
+
+        with known_token():
+            reply = await self._reads.ask(page)
+        reply.age_ms = self._replica.view().leader_age_ms
+        return reply
 
     async def Watch(
         self, request: WatchTaskRequest, context: Context
@@ -133,12 +141,15 @@ class TasksService(TasksServicer):
             if watcher.is_behind:
                 # From here the watcher collects what is new, so that nothing falls in between.
                 watcher.catch_up()
-                async for reply in self._reread(watcher.task_id, after):
-                    after = max(after, reply.revision)
-                    if reply.events:
-                        yield reply
-                if watcher.task_id and self._task(watcher.task_id).state != TASK_RUNNING:
-                    return
+                while True:
+                    page = await self._reread(watcher.task_id, after)
+                    after = max(after, page.upto)
+                    if page.events:
+                        yield WatchTaskReply(events=page.events, revision=after)
+                    if page.is_over:
+                        return
+                    if page.is_last:
+                        break
             for batch in watcher.take():
                 if batch.revision and batch.revision <= after:
                     continue
@@ -148,23 +159,11 @@ class TasksService(TasksServicer):
                     return
             await watcher.wait()
 
-    async def _reread(self, task_id: bytes, after: int) -> AsyncIterator[WatchTaskReply]:
-        """Events kept in the ledger after a revision, whole revisions at a time."""
-        while True:
-            events, upto = self._events_after(task_id, after)
-            yield WatchTaskReply(events=events, revision=upto)
-            if upto <= after or upto >= self._replica.reader.revision():
-                return
-            after = upto
-            await asyncio.sleep(0)
-
-    def _events_after(self, task_id: bytes, after: int) -> tuple[Sequence[TaskEvent], int]:
-        reader = self._replica.reader
-        if task_id:
-            events, following = reader.story(task_id, after_revision=after, page_size=READ_EVENTS)
-            return events, following or reader.revision()
+    async def _reread(self, task_id: bytes, after: int) -> _Page:
         try:
-            return reader.events_after(after, limit=READ_REVISIONS)
+            if task_id:
+                return await self._reads.ask(lambda reader: _task_page(reader, task_id, after))
+            return await self._reads.ask(lambda reader: _mesh_page(reader, after))
         except OutOfRange as error:
             raise Refusal("OUT_OF_RANGE", f"{error}; watch from there") from error
 
@@ -181,8 +180,8 @@ class TasksService(TasksServicer):
                         await ended
         except TimeoutError as error:
             raise Refusal("DEADLINE_EXCEEDED", "the task has not ended yet; ask again") from error
-        task = self._task(request.task_id, outputs=True)
-        return ResultReply(task=task, revision=self._replica.view().revision)
+        task, revision = await self._whole(request.task_id, outputs=True)
+        return ResultReply(task=task, revision=revision)
 
     async def Cancel(self, request: CancelTaskRequest, context: Context) -> CancelTaskReply:
         """End a task now; its agents are told to stop. FINISHED when it had ended already."""
@@ -194,18 +193,71 @@ class TasksService(TasksServicer):
     async def Story(self, request: StoryRequest, context: Context) -> StoryReply:
         """All that happened to one task, in order, in pages of whole revisions."""
         self._task(request.task_id)
-        events, following = self._replica.reader.story(
-            request.task_id,
-            after_revision=request.after_revision,
-            page_size=page_rows(request.page_size),
+        rows = page_rows(request.page_size)
+        events, following = await self._reads.ask(
+            lambda reader: reader.story(
+                request.task_id, after_revision=request.after_revision, page_size=rows
+            )
         )
         return StoryReply(events=events, next_after_revision=following)
 
-    def _task(self, task_id: bytes, *, subtasks: bool = False, outputs: bool = False) -> TaskInfo:
-        task = self._replica.reader.task(task_id, with_subtasks=subtasks, with_outputs=outputs)
-        if task is None:
-            raise Refusal("NOT_FOUND", "no such task on this mesh (or it is forgotten by now)")
-        return task
+    def _task(self, task_id: bytes) -> TaskInfo:
+        return _found(self._replica.reader.task(task_id))
+
+    async def _whole(
+        self, task_id: bytes, *, subtasks: bool = False, outputs: bool = False
+    ) -> tuple[TaskInfo, int]:
+        """A task with what was asked for beside it, and the revision that all of it is of."""
+
+        def read(reader: Reader) -> tuple[TaskInfo | None, int]:
+            task = reader.task(task_id, with_subtasks=subtasks, with_outputs=outputs)
+            return task, reader.revision()
+
+        if self._task(task_id).subtask_count <= SUBTASKS_INLINE_MAX:
+            task, revision = read(self._replica.reader)
+        else:
+            task, revision = await self._reads.ask(read)
+        return _checked(_found(task)), revision
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Events kept in the ledger after a revision, whole revisions at a time."""
+
+    events: Sequence[TaskEvent]
+    upto: int  # go on from here
+    is_last: bool  # nothing was kept above `upto` when this was read
+    is_over: bool  # the task had ended, and this holds its last event
+
+
+def _mesh_page(reader: Reader, after: int) -> _Page:
+    events, upto = reader.events_after(after, limit=READ_REVISIONS)
+    return _Page(events, upto, is_last=upto <= after or upto >= reader.revision(), is_over=False)
+
+
+def _task_page(reader: Reader, task_id: bytes, after: int) -> _Page:
+    task = _found(reader.task(task_id))
+    events, following = reader.story(task_id, after_revision=after, page_size=READ_EVENTS)
+    is_over = task.state != TASK_RUNNING and not following
+    upto = following or reader.revision()
+    return _Page(events, upto, is_last=not following, is_over=is_over)
+
+
+def _found(task: TaskInfo | None) -> TaskInfo:
+    if task is None:
+        raise Refusal("NOT_FOUND", "no such task on this mesh (or it is forgotten by now)")
+    return task
+
+
+def _checked(task: TaskInfo) -> TaskInfo:
+    size_bytes = task.ByteSize()
+    if size_bytes > TASK_BYTES_MAX:
+        raise Refusal(
+            "VALUE_TOO_LARGE",
+            f"the task with all that was asked for has {size_bytes:,} bytes; at most "
+            f"{TASK_BYTES_MAX:,} go into one reply: ask without outputs",
+        )
+    return task
 
 
 def page_rows(page_size: int) -> int:
