@@ -65,7 +65,7 @@ def start_mesh(run: Run) -> None:
     show.step(run.console, "Three nodes, three processes, mutual TLS")
     first.start()
     wait_for("the first node leads", run.mesh.leader, [first], READY_S_MAX)
-    show.started(run.console, first, "begins the mesh and makes its certificate authority")
+    show.started(run.console, first, "begins the mesh, makes its CA")
     for node in others:
         with first.client() as client:
             token = client.create_token().token
@@ -83,7 +83,7 @@ def start_mesh(run: Run) -> None:
 def ask_compound(run: Run, question: str) -> tuple[Answered, ...]:
     """Submit one question through a follower; draw how it was split, voted on and answered."""
     _, follower = _leader_and_follower(run.mesh)
-    show.step(run.console, f"One question of several parts, submitted through {follower.name}")
+    show.step(run.console, f"A question, submitted through {follower.name}, a follower")
     ask = {"question": question, "think_ms": COMPOUND_THINK_MS}
     spec = {"name": "compound", "subtasks": [{"id": "ask", "skill": "desk.split", "input": ask}]}
     with follower.client() as client:
@@ -104,7 +104,7 @@ def run_batch(run: Run) -> None:
     questions = load_questions()
     count = 2 + SUBTASKS_PER_QUESTION * len(questions)
     leader, follower = _leader_and_follower(run.mesh)
-    title = f"{len(questions)} questions, {count} subtasks, submitted through {follower.name}"
+    title = f"{len(questions)} questions, {count} subtasks, submitted through {follower.name}, a follower"
     show.step(run.console, title)
     show.pace(run.console, BATCH_THINK_MS["bm25"])
     asked = {"questions": [question.text for question in questions], "think_ms": BATCH_THINK_MS}
@@ -122,7 +122,7 @@ def run_batch(run: Run) -> None:
             console=run.console,
             on_taken_over=late.present,
         )
-        task = _succeeded(client.ended(task_id, RESULT_S_MAX))
+        _succeeded(client.ended(task_id, RESULT_S_MAX))
         took_s = time.monotonic() - began_s
         if kill is None or failover is None or not failover.wait(5):
             raise DemoFailed("the batch ended before its leader could be killed")
@@ -163,6 +163,7 @@ class _Late:
         self._run, self._through, self._done = run, through, False
 
     def present(self, lost: TaskEvent, taken: TaskEvent) -> None:
+        """Once: complete `lost` again, now that `taken` has replaced it."""
         if self._done:
             return
         self._done = True
@@ -217,7 +218,6 @@ def _killed(kill: Kill, failover: Failover, lease_ms: int) -> Killed:
         wall_ms=kill.wall_ms,
         failover_s=failover.seconds,
         lease_s=lease_ms / 1_000,
-        held={name: claim.fence for name, claim in kill.held.items()},
     )
 
 

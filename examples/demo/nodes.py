@@ -89,6 +89,7 @@ class Node:
         self.close_client()
 
     def ask_to_stop(self) -> None:
+        """SIGTERM: it lets its workers finish, and leaves."""
         self.close_client()
         if self.is_running and self.process is not None:
             self.process.terminate()
@@ -212,6 +213,7 @@ class Mesh:
         return {node.node_id: node.name for node in self.nodes if node.node_id}
 
     def learn_ids(self, status: StatusReply) -> None:
+        """Take up the ids that the mesh gave to the nodes, by their names."""
         for member in status.members:
             for node in self.nodes:
                 if node.name == member.name:

@@ -22,7 +22,14 @@ from examples.support_desk.facts import Answered, Story
 from examples.support_desk.questions import Question
 
 ASK = "examples.support_desk.ask"
-WIDTH_MIN = 100
+WELCOME = (
+    "Three nodes on this machine answer questions about Python from the documentation that ships "
+    "inside Python. Three retrieval agents vote on each answer, a fourth writes it. Half-way the "
+    "leading node is killed with kill -9; nothing may be lost or done twice.\n"
+    "Less than half a minute. All of it runs on loopback, in a folder that is removed after."
+)
+WIDTH_MIN = 80
+WIDTH_OF_TABLE = 104  # narrower terminals get two lines per question instead
 WIDTH_MAX = 140
 PROOF_LINES_MAX = 8
 
@@ -37,16 +44,7 @@ def console_for(*, no_color: bool) -> Console:
 
 
 def welcome(console: Console) -> None:
-    console.print(
-        Panel(
-            "Three nodes on this machine answer questions about Python from the documentation\n"
-            "that ships inside Python. Three retrieval agents vote on each answer, a fourth writes it.\n"
-            "Half-way the leading node is killed with kill -9. Nothing may be lost or done twice.\n"
-            "About half a minute. All of it runs on loopback, in a folder that is removed after.",
-            title="[bold]Quorumesh[/]",
-            expand=False,
-        )
-    )
+    console.print(Panel(WELCOME, title="[bold]Quorumesh[/]", width=min(console.width, 92)))
 
 
 def step(console: Console, title: str) -> None:
@@ -82,23 +80,22 @@ def compound(
 
 def pace(console: Console, think_ms: int) -> None:
     console.print(
-        f"  Retrieval takes a millisecond, models do not: each voter waits {think_ms} ms before it "
-        "votes, and all three are heard."
+        f"  All three voters are heard. Each waits {think_ms} ms before it votes, as a model would."
     )
 
 
 def late(console: Console, lost: TaskEvent, names: Mapping[str, str], reason: str) -> None:
     node = names.get(lost.node_id, lost.node_id)
     console.print(
-        f"  a late result: {short(lost.subtask)} under fence {lost.fence}, as {node}'s dead worker "
-        f"would send it, presented by the demo: [bold]{reason}[/]"
+        f"  the demo speaks for {node}'s dead worker and hands in {short(lost.subtask)} "
+        f"under fence {lost.fence}: [bold]{reason}[/]"
     )
 
 
 def finished(console: Console, failover: Failover, took_s: float) -> None:
     console.print(
         f"  {failover.leader} led {failover.seconds:.1f} s after the kill; "
-        f"the batch was done {took_s:.1f} s after it was submitted."
+        f"all answers came {took_s:.1f} s after the submit."
     )
 
 
@@ -121,7 +118,10 @@ def digests(console: Console, replies: Mapping[str, DigestReply]) -> None:
 
 
 def batch(console: Console, rows: Sequence[Answered], questions: Sequence[Question]) -> None:
-    console.print(report.batch_table(rows, questions))
+    if console.width >= WIDTH_OF_TABLE:
+        console.print(report.batch_table(rows, questions))
+    else:
+        console.print(report.batch_lines(rows, questions))
     console.print(
         "✓ ✗: does the topic answer it. Digits: the node that voted; w: that wrote. s: from claim to answer.",
         style="dim",
@@ -145,7 +145,7 @@ def proof(console: Console, story: Story, killed: Killed) -> None:
                 (" (killed)", "red"),
                 f" → fence {taken.fence:<4} ",
                 report.node_text(taken.node),
-                (f"  {after_s:.1f} s after the kill", "dim"),
+                (f"  after {after_s:.1f} s", "dim"),
                 ("; late result refused: STALE_FENCE", "bold") if refused else "",
             )
         )

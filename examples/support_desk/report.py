@@ -16,7 +16,7 @@ from examples.support_desk.questions import Question
 
 NODE_STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 QUOTE_LINES_MAX = 5
-QUOTE_CHARS = 70
+QUOTE_CHARS = 64
 
 
 def node_text(name: str) -> Text:
@@ -62,6 +62,22 @@ def batch_table(rows: Sequence[Answered], questions: Sequence[Question]) -> Tabl
             f"{row.took_ms / 1_000:.1f}",
         )
     return table
+
+
+def batch_lines(rows: Sequence[Answered], questions: Sequence[Question]) -> Group:
+    """The same for narrow terminals: two lines per question."""
+    expected = {question.id: question.topics for question in questions}
+    lines = []
+    for row in rows:
+        decided = _mark(row.topic, row.topic in expected[row.id])
+        lines.append(Text.assemble((f"{row.id} ", "dim"), decided, "  ", row.question))
+        cells = [Text("    ")]
+        for ballot in row.ballots:
+            cells += [Text(f"{ballot.voter} ", style="dim"), _vote_cell(ballot, expected[row.id])]
+            cells.append(Text("  "))
+        writer = Text.assemble(("writer ", "dim"), _node_digit(row.writer_node))
+        lines.append(Text.assemble(*cells, writer, f"  {row.took_ms / 1_000:.1f} s"))
+    return Group(*lines)
 
 
 def score_table(rows: Sequence[Answered], questions: Sequence[Question]) -> RenderableType:

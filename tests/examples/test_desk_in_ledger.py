@@ -13,7 +13,7 @@ from examples.demo.nodes import ROOT
 from examples.demo.proof import Bar, Killed, bars, takeovers_of
 from examples.support_desk.facts import accuracy, answers, output_of, part_rows, read_story
 from examples.support_desk.questions import load_questions
-from examples.support_desk.report import batch_table, compound_tree, score_table
+from examples.support_desk.report import batch_lines, batch_table, compound_tree, score_table
 from mesh import parse_spec
 from tests.examples.desk_world import NODES, DeskWorld
 
@@ -85,6 +85,7 @@ def test_a_batch_hears_every_voter_and_scores_each_agent() -> None:
     assert not story.doubled and len(story.completions) == len(task.subtasks)
     table = rendered(batch_table(rows, questions), score_table(rows, questions))
     assert f"q{len(questions)}" in table and "The vote answers" in table
+    assert rendered(batch_lines(rows, questions)).count("writer") == len(questions)
 
 
 def test_a_killed_node_s_claims_are_taken_over_and_its_late_result_is_refused() -> None:
@@ -103,7 +104,7 @@ def test_a_killed_node_s_claims_are_taken_over_and_its_late_result_is_refused() 
 
     assert late.reason == Reason.STALE_FENCE
     story = read_story(world.story(task_id), NODES)
-    killed = Killed(node=NODES[node_id], wall_ms=killed_wall_ms, failover_s=0.5, lease_s=3, held={})
+    killed = Killed(node=NODES[node_id], wall_ms=killed_wall_ms, failover_s=0.5, lease_s=3)
     (taken,) = [t for t in takeovers_of(story, killed) if t.subtask == held.subtask]
     assert taken.lost_fence == held.fence < taken.fence
     assert taken.node != NODES[node_id]
@@ -130,7 +131,7 @@ def test_a_bar_that_is_not_met_is_shown_as_such() -> None:
     task_id = world.submit("desk.split", {"question": COMPOUND})
     world.run()
     story = read_story(world.story(task_id), NODES)
-    killed = Killed(node="node-1", wall_ms=0, failover_s=0.5, lease_s=3, held={})
+    killed = Killed(node="node-1", wall_ms=0, failover_s=0.5, lease_s=3)
 
     found = bars(
         story=story,
