@@ -152,9 +152,8 @@ def backoff_ms(first_ms: int, most_ms: int, failed_count: int, fence: int) -> in
 
 def time_out(store: Store, subtask: Subtask) -> None:
     """The attempt took too long: its worker loses it, and it counts as failed."""
-    assert subtask.session is not None
     store.effects.revokes.append(
-        RevokeRef(subtask.session, subtask.ref, subtask.fence, "the attempt took too long")
+        RevokeRef(subtask.holder, subtask.ref, subtask.fence, "the attempt took too long")
     )
     end_attempt(store, subtask, "TIMEOUT", f"took longer than {subtask.timeout_ms} ms", final=False)
 

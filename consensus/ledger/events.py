@@ -21,6 +21,18 @@ def note_task(store: Store, kind: TaskEvent.Kind.ValueType, task: Task, detail: 
     )
 
 
+def note_alarm(store: Store, detail: str) -> None:
+    """A bug was met that belongs to no task."""
+    store.effects.events.append(
+        TaskEvent(
+            kind=TaskEvent.ALARM,
+            revision=store.meta.applied_index,
+            wall_ms=store.meta.wall_ms,
+            detail=detail,
+        )
+    )
+
+
 def note_ballot(store: Store, task: Task, ballot_id: str, detail: str) -> None:
     note_task(store, TaskEvent.BALLOT_DECIDED, task, detail)
     store.effects.events[-1].subtask = ballot_id

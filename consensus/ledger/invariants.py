@@ -8,6 +8,13 @@ from consensus.ledger.store import Store
 
 _CHECKS: tuple[tuple[str, str], ...] = (
     (
+        "the counts of tasks and ready subtasks are right",
+        "SELECT task_count || ' ' || running_count || ' ' || ready_count FROM ledger"
+        " WHERE task_count != (SELECT count(*) FROM task)"
+        " OR running_count != (SELECT count(*) FROM task WHERE state = 1)"
+        " OR ready_count != (SELECT count(*) FROM subtask WHERE state = 3)",
+    ),
+    (
         "no claim carries a fence above the last one given",
         "SELECT ref FROM subtask WHERE fence > (SELECT fence FROM ledger)",
     ),

@@ -38,6 +38,8 @@ RETAIN_MS_DEFAULT = 7 * 24 * 3_600_000
 
 TIMERS_PER_ENTRY_MAX = 1_000
 ROWS_DELETED_PER_ENTRY_MAX = 1_000
+FAULT_PAUSE_MS = 60_000  # what met a bug is put off for this long
+FAULTS_PER_ENTRY_MAX = 100  # grants put off in one entry
 EVENTS_KEPT_MIN = 1_000  # revisions kept even when no task needs them
 
 MEMBERS_MAX = 1_000

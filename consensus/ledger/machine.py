@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from importlib.resources import files
 from typing import Any
@@ -26,23 +27,15 @@ from quorumesh.v1.ledger_pb2 import (
 
 from consensus.ledger import claims, members, sessions, tasks
 from consensus.ledger.dump import hash_tables
+from consensus.ledger.events import note_alarm
 from consensus.ledger.flow import drain
 from consensus.ledger.limits import APPLY_VERSION, SCHEMA_VERSION
 from consensus.ledger.reader import Reader
 from consensus.ledger.results import Applied, CannotApply
 from consensus.ledger.specs import Refused
+from consensus.ledger.steps import DETERMINISTIC_ERRORS, Step, plainly, undoably
 from consensus.ledger.store import Effects, Store
 from consensus.ledger.timers import fire_due
-
-# The same on every node that applies the same entry to the same rows. Nothing else may be caught.
-DETERMINISTIC_ERRORS = (
-    sqlite3.IntegrityError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-)
 
 
 def _complete(store: Store, command: Complete) -> Outcome:
@@ -249,6 +242,7 @@ class Ledger:
             grants=effects.grants,
             revokes=effects.revokes,
             withdrawn=effects.withdrawn,
+            faults=tuple(effects.faults),
         )
 
     def _finish(self, outcomes: list[Outcome]) -> None:
@@ -282,12 +276,14 @@ class Ledger:
 
     def _run(self, commands: list[Command], *, careful: bool) -> list[Outcome]:
         store = self._store
-        fire_due(store)
+        step = undoably(store) if careful else plainly
+        fire_due(store, step)
         if careful:
-            outcomes = [self._guarded(command) for command in commands]
+            outcomes = [self._guarded(step, command) for command in commands]
         else:
             outcomes = [self._one(command) for command in commands]
-        sessions.grant_all(store)
+        if not step(partial(sessions.grant_all, store, step)):
+            note_alarm(store, "a bug in this program: this entry grants nothing")
         return outcomes
 
     def _one(self, command: Command) -> Outcome:
@@ -305,37 +301,23 @@ class Ledger:
         drain(self._store)
         return outcome
 
-    def _guarded(self, command: Command) -> Outcome:
-        """Run one command in a savepoint: if it has a bug, only its own work is undone."""
-        store = self._store
-        store.flush()
-        store.write_meta()
-        counts = store.effects.counts()
-        touched = dict(store.touched)
-        self._db.execute("SAVEPOINT command")
-        try:
-            outcome = self._one(command)
-            store.flush()
-            store.write_meta()
-        except DETERMINISTIC_ERRORS as error:
-            self._db.execute("ROLLBACK TO command")
-            store.reload()
-            store.effects.cut(counts)
-            store.touched = touched
-            outcome = Outcome(
-                reason=values_pb2.INTERNAL,
-                message=f"a bug in this program: {type(error).__name__}",
-                revision=store.meta.applied_index,
-            )
-        self._db.execute("RELEASE command")
-        return outcome
+    def _guarded(self, step: Step, command: Command) -> Outcome:
+        """Run one command as a step: if it has a bug, only its own work is undone."""
+        found: list[Outcome] = []
+        if step(lambda: found.append(self._one(command))):
+            return found[0]
+        return Outcome(
+            reason=values_pb2.INTERNAL,
+            message="a bug in this program; nothing was changed",
+            revision=self._store.meta.applied_index,
+        )
 
 
 def _make_schema(db: sqlite3.Connection) -> None:
     script = files("consensus.ledger").joinpath("schema.sql").read_text(encoding="utf-8")
     row = (
         "INSERT INTO ledger (one, schema_version, applied_index, applied_term, counted_ms, wall_ms,"
-        " digest, mesh_id, fence, task_seq, oldest_revision)"
-        f" VALUES (1,{SCHEMA_VERSION},0,0,0,0,zeroblob(32),'',0,0,0);"
+        " digest, mesh_id, fence, task_seq, oldest_revision, task_count, running_count, ready_count)"
+        f" VALUES (1,{SCHEMA_VERSION},0,0,0,0,zeroblob(32),'',0,0,0,0,0,0);"
     )
     db.executescript(f"BEGIN;\n{script}\n{row}\nCOMMIT;")

@@ -16,7 +16,7 @@ from quorumesh.v1.workers_pb2 import Grant, WorkerHello
 from consensus.ledger import taskview
 from consensus.ledger.dump import hash_tables
 from consensus.ledger.limits import PAGE_MAX
-from consensus.ledger.records import CLAIMED, READY, REF_SHIFT
+from consensus.ledger.records import REF_SHIFT
 from consensus.ledger.results import GrantRef
 
 EVENT_ROWS_MAX = 500  # entries per page of events
@@ -211,13 +211,12 @@ class Reader:
         ]
 
     def counts(self) -> Counts:
-        one = self._db.execute
-        return Counts(
-            task_count=one("SELECT count(*) FROM task").fetchone()[0],
-            running_count=one("SELECT count(*) FROM task WHERE state=1").fetchone()[0],
-            ready_count=one(f"SELECT count(*) FROM subtask WHERE state={READY}").fetchone()[0],
-            claimed_count=one(f"SELECT count(*) FROM subtask WHERE state={CLAIMED}").fetchone()[0],
-        )
+        """Kept with the ledger, not counted: as quick with a million tasks as with one."""
+        row = self._db.execute(
+            "SELECT task_count, running_count, ready_count,"
+            " (SELECT coalesce(sum(held), 0) FROM session) FROM ledger"
+        ).fetchone()
+        return Counts(*row)
 
     def held(self, session: bytes) -> list[HeldClaim]:
         """What a worker session holds, in order of age."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from consensus.ledger.limits import READY_WINDOW_MAX
-from consensus.ledger.records import Requirement
+from consensus.ledger.records import Bug, Requirement
 
 Key = tuple[int, int]  # band, ref
 
@@ -75,5 +75,8 @@ class ReadySet:
         self.active.pop(class_id, None)
         return None
 
-    def pop(self, class_id: int) -> Key:
-        return self._windows[class_id].keys.pop()
+    def drop_head(self, class_id: int, key: Key) -> None:
+        """The head has been taken."""
+        head = self._windows[class_id].keys.pop()
+        if head != key:
+            raise Bug(f"{key} was taken, but the head is {head}")

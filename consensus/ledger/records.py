@@ -16,6 +16,10 @@ WAITING, BACKOFF, READY, CLAIMED, DELEGATED, SUCCEEDED, FAILED, CANCELLED = rang
 BALLOT_OPEN, BALLOT_DECIDED, BALLOT_UNDECIDED, BALLOT_CANCELLED = range(4)
 
 
+class Bug(Exception):
+    """Rows contradict each other. Raised in place of assert, which a flag can switch off."""
+
+
 @dataclass(slots=True)
 class Task:
     seq: int
@@ -83,6 +87,17 @@ class Subtask:
     @property
     def n(self) -> int:
         return self.ref & N_MASK
+
+    @property
+    def seq(self) -> int:
+        return self.ref >> REF_SHIFT
+
+    @property
+    def holder(self) -> bytes:
+        """The session of a claimed subtask."""
+        if self.session is None:
+            raise Bug(f"subtask {self.ref} has no holder")
+        return self.session
 
     @property
     def has_ended(self) -> bool:

@@ -48,3 +48,4 @@ class Applied:
     grants: list[GrantRef]
     revokes: list[RevokeRef]
     withdrawn: list[bytes]  # sessions whose offer was set to no slots
+    faults: tuple[str, ...] = ()  # bugs met, for a log; their words may differ between nodes

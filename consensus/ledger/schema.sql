@@ -14,7 +14,10 @@ CREATE TABLE ledger (
   mesh_id TEXT NOT NULL,             -- empty until the mesh is bootstrapped
   fence INTEGER NOT NULL,            -- the last fence given; Invariant: no claim carries a fence above the last one given
   task_seq INTEGER NOT NULL,         -- the last task number given
-  oldest_revision INTEGER NOT NULL   -- events below this revision are no longer kept
+  oldest_revision INTEGER NOT NULL,  -- events below this revision are no longer kept
+  task_count INTEGER NOT NULL,       -- Invariant: the counts of tasks and ready subtasks are right
+  running_count INTEGER NOT NULL,    -- tasks that have not ended
+  ready_count INTEGER NOT NULL       -- subtasks that are ready
 ) STRICT;
 
 -- Nodes that were admitted.

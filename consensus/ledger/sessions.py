@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from functools import partial
 
 from quorumesh.v1 import values_pb2
 from quorumesh.v1.ledger_pb2 import (
@@ -20,9 +21,10 @@ from quorumesh.v1.workers_pb2 import WorkerHello
 from consensus.ledger import limits
 from consensus.ledger.claims import lose_all, withdraw
 from consensus.ledger.events import note
-from consensus.ledger.records import CLAIMED, REF_MAX, Session, Subtask
+from consensus.ledger.records import CLAIMED, REF_MAX, Session
 from consensus.ledger.results import GrantRef
 from consensus.ledger.specs import Refused, check_labels, check_text, invalid
+from consensus.ledger.steps import Step, put_off_subtask
 from consensus.ledger.store import Store
 
 
@@ -154,17 +156,52 @@ def expire(store: Store, session: Session) -> None:
     lose_all(store, session, "the lease ran out")
 
 
-def grant_all(store: Store) -> None:
-    """Hand out ready subtasks, best first, until none is left that a free worker could take."""
+def grant_all(store: Store, step: Step) -> None:
+    """Hand out ready subtasks, best first, until none is left that a free worker could take.
+
+    Each grant is one step: a subtask whose grant meets a bug is put off, and the others go on.
+    """
+    for _ in range(limits.FAULTS_PER_ENTRY_MAX):
+        faulty = _grant_until_fault(store, step)
+        if faulty is None:
+            return
+        put_off_subtask(store, faulty)
+
+
+def _grant_until_fault(store: Store, step: Step) -> int | None:
+    """The subtask whose grant met a bug; then all that was read of the store is out of date."""
+    ready = store.ready
+    heads, workers = _match(store)
+    while heads:
+        (band, ref), class_id = heads[0]
+        session = _least_loaded(store, workers[class_id])
+        if session is None:
+            heapq.heappop(heads)
+            continue
+        if not step(partial(_grant, store, ref, session)):
+            return ref
+        ready.drop_head(class_id, (band, ref))
+        following = ready.head(class_id, store.flush)
+        if following is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, (following, class_id))
+    return None
+
+
+Heads = list[tuple[tuple[int, int], int]]  # a heap: the best key of a class, and the class
+Able = dict[int, list[tuple[int, int, bytes]]]  # per class a heap: held, granted fence, session
+
+
+def _match(store: Store) -> tuple[Heads, Able]:
+    """The classes that have something ready and somebody free to take it."""
+    heads: Heads = []
+    workers: Able = {}
     ready = store.ready
     if not ready.active:
-        return
+        return heads, workers
     free = [session for session in store.sessions.values() if session.slots > session.held]
-    if not free:
-        return
-    heads: list[tuple[tuple[int, int], int]] = []
-    workers: dict[int, list[tuple[int, int, bytes]]] = {}
-    for class_id in list(ready.active):
+    for class_id in list(ready.active) if free else ():
         members = store.classes[class_id].sessions
         able = [(s.held, s.granted_fence, s.session) for s in free if s.session in members]
         if not able:
@@ -175,19 +212,7 @@ def grant_all(store: Store) -> None:
             workers[class_id] = able
             heads.append((key, class_id))
     heapq.heapify(heads)
-    while heads:
-        key, class_id = heads[0]
-        session = _least_loaded(store, workers[class_id])
-        if session is None:
-            heapq.heappop(heads)
-            continue
-        ready.pop(class_id)
-        _grant(store, store.subtask(key[1]), session)
-        following = ready.head(class_id, store.flush)
-        if following is None:
-            heapq.heappop(heads)
-        else:
-            heapq.heapreplace(heads, (following, class_id))
+    return heads, workers
 
 
 def _least_loaded(store: Store, able: list[tuple[int, int, bytes]]) -> Session | None:
@@ -204,8 +229,10 @@ def _least_loaded(store: Store, able: list[tuple[int, int, bytes]]) -> Session |
     return None
 
 
-def _grant(store: Store, subtask: Subtask, session: Session) -> None:
+def _grant(store: Store, ref: int, session: Session) -> None:
+    subtask = store.subtask(ref)
     meta = store.meta
+    meta.ready_count -= 1
     meta.fence += 1
     subtask.state = CLAIMED
     subtask.fence = meta.fence

@@ -43,6 +43,9 @@ class Meta:
     fence: int
     task_seq: int
     oldest_revision: int
+    task_count: int
+    running_count: int
+    ready_count: int
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class Effects:
     grants: list[GrantRef] = field(default_factory=list)
     revokes: list[RevokeRef] = field(default_factory=list)
     withdrawn: list[bytes] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def counts(self) -> tuple[int, int, int, int]:
         return len(self.events), len(self.grants), len(self.revokes), len(self.withdrawn)
@@ -176,13 +180,19 @@ class Store:
 
     # Reading.
 
-    def task(self, seq: int) -> Task:
+    def find_task_by_seq(self, seq: int) -> Task | None:
         found = self.tasks.get(seq)
         if found is None:
             row = self.db.execute(SELECT_TASK, (seq,)).fetchone()
             if row is None:
-                raise KeyError(seq)
+                return None
             found = self.tasks[seq] = Task(*row)
+        return found
+
+    def task(self, seq: int) -> Task:
+        found = self.find_task_by_seq(seq)
+        if found is None:
+            raise KeyError(seq)
         return found
 
     def task_of(self, ref: int) -> Task:
@@ -285,6 +295,8 @@ class Store:
     def add_task(self, task: Task) -> None:
         self.tasks[task.seq] = self._new_tasks[task.seq] = task
         self._new_task_ids[(task.task_id, task.tenant)] = task.seq
+        self.meta.task_count += 1
+        self.meta.running_count += 1
 
     def add_subtask(self, subtask: Subtask) -> None:
         self.subtasks[subtask.ref] = self._new_subtasks[subtask.ref] = subtask
@@ -413,5 +425,11 @@ class Store:
     def make_ready(self, subtask: Subtask) -> None:
         subtask.state = READY
         subtask.due_ms = None
+        self.meta.ready_count += 1
         self.mark_subtask(subtask)
         self.ready.add(subtask.class_id, (subtask.band, subtask.ref))
+
+    def leave_ready(self, subtask: Subtask) -> None:
+        """It is no longer ready; the caller says what it is now."""
+        self.meta.ready_count -= 1
+        self.ready.remove(subtask.class_id, (subtask.band, subtask.ref))

@@ -113,6 +113,7 @@ def end(store: Store, task: Task, state: int, code: str = "", message: str = "")
         for subtask in store.subtasks_of(task.seq):
             cancel_subtask(store, task, subtask, "the task has ended")
     task.state = state
+    store.meta.running_count -= 1
     task.failure_code = code
     task.failure_message = message[: limits.MESSAGE_CHARS_MAX]
     task.ended_wall_ms = store.meta.wall_ms
@@ -128,8 +129,7 @@ def end(store: Store, task: Task, state: int, code: str = "", message: str = "")
 
 def release(store: Store, subtask: Subtask) -> None:
     """The claim ends: its worker has a slot more."""
-    assert subtask.session is not None
-    session = store.sessions[subtask.session]
+    session = store.sessions[subtask.holder]
     session.held -= 1
     store.mark_session(session)
     subtask.session = None
@@ -139,8 +139,7 @@ def release(store: Store, subtask: Subtask) -> None:
 
 def revoke(store: Store, subtask: Subtask, why: str) -> None:
     """Take a claim back and say so to its worker."""
-    assert subtask.session is not None
-    store.effects.revokes.append(RevokeRef(subtask.session, subtask.ref, subtask.fence, why))
+    store.effects.revokes.append(RevokeRef(subtask.holder, subtask.ref, subtask.fence, why))
     release(store, subtask)
 
 
@@ -152,7 +151,7 @@ def cancel_subtask(store: Store, task: Task, subtask: Subtask, why: str) -> None
     if was == CLAIMED:
         revoke(store, subtask, why)
     elif was == READY:
-        store.ready.remove(subtask.class_id, (subtask.band, subtask.ref))
+        store.leave_ready(subtask)
     _end_subtask(store, task, subtask, CANCELLED)
     note(store, TaskEvent.SUBTASK_CANCELLED, task, subtask, why)
     if was == DELEGATED:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 from quorumesh.v1.tasks_pb2 import TaskEvent
 
 from consensus.ledger import limits
 from consensus.ledger.claims import time_out
-from consensus.ledger.events import note
+from consensus.ledger.events import note, note_alarm
 from consensus.ledger.flow import drain
 from consensus.ledger.records import BACKOFF, CLAIMED, N_MASK, REF_SHIFT, RUNNING, TASK_FAILED, Task
 from consensus.ledger.sessions import expire
+from consensus.ledger.steps import Step, put_off_lease, put_off_subtask, put_off_task
 from consensus.ledger.store import Store
 from consensus.ledger.tasks import end
 
 
-def fire_due(store: Store) -> None:
-    """Fire what is due, leases first, at most TIMERS_PER_ENTRY_MAX; the rest stays due."""
+def fire_due(store: Store, step: Step) -> None:
+    """Fire what is due, leases first, at most TIMERS_PER_ENTRY_MAX; the rest stays due.
+
+    Each is one step: one that meets a bug is undone and put off.
+    """
     left = limits.TIMERS_PER_ENTRY_MAX
-    left -= _expire_leases(store, left)
+    left -= _expire_leases(store, step, left)
     if left > 0:
-        left -= _fire_subtasks(store, left)
+        left -= _fire_subtasks(store, step, left)
     if left > 0:
-        _fire_tasks(store, left)
+        _fire_tasks(store, step, left)
 
 
-def _expire_leases(store: Store, limit: int) -> int:
+def _expire_leases(store: Store, step: Step, limit: int) -> int:
     now_ms = store.meta.counted_ms
     due = sorted(
         (s.lease_until_ms, s.session)
@@ -35,47 +42,66 @@ def _expire_leases(store: Store, limit: int) -> int:
     for _, name in due:
         if fired >= limit:
             break
-        session = store.sessions[name]
-        fired += session.held
-        expire(store, session)
-        drain(store)
+        fired += store.sessions[name].held
+        if not step(partial(_expire_lease, store, name)):
+            put_off_lease(store, name)
     return fired
 
 
-def _fire_subtasks(store: Store, limit: int) -> int:
-    store.flush()
-    rows = store.db.execute(
-        "SELECT ref FROM subtask WHERE due_ms IS NOT NULL AND due_ms <= ?"
-        " ORDER BY due_ms, ref LIMIT ?",
-        (store.meta.counted_ms, limit),
-    ).fetchall()
-    for (ref,) in rows:
-        subtask = store.subtask(ref)
-        if subtask.state == CLAIMED:
-            time_out(store, subtask)
-        elif subtask.state == BACKOFF:
-            store.make_ready(subtask)
-            note(store, TaskEvent.READY, store.task_of(ref), subtask)
-        drain(store)
-    return len(rows)
+def _expire_lease(store: Store, name: bytes) -> None:
+    expire(store, store.sessions[name])
+    drain(store)
 
 
-def _fire_tasks(store: Store, limit: int) -> None:
+def _fire_subtasks(store: Store, step: Step, limit: int) -> int:
+    refs = _due(store, "SELECT ref FROM subtask", "ref", limit)
+    for ref in refs:
+        if not step(partial(_fire_subtask, store, ref)):
+            put_off_subtask(store, ref)
+    return len(refs)
+
+
+def _fire_subtask(store: Store, ref: int) -> None:
+    subtask = store.subtask(ref)
+    if subtask.state == CLAIMED:
+        time_out(store, subtask)
+    elif subtask.state == BACKOFF:
+        store.make_ready(subtask)
+        note(store, TaskEvent.READY, store.task_of(ref), subtask)
+    drain(store)
+
+
+def _due(store: Store, select: str, key: str, limit: int) -> list[int]:
     store.flush()
     rows = store.db.execute(
-        "SELECT seq FROM task WHERE due_ms IS NOT NULL AND due_ms <= ?"
-        " ORDER BY due_ms, seq LIMIT ?",
+        f"{select} WHERE due_ms IS NOT NULL AND due_ms <= ? ORDER BY due_ms, {key} LIMIT ?",
         (store.meta.counted_ms, limit),
-    ).fetchall()
-    budget = limits.ROWS_DELETED_PER_ENTRY_MAX
-    for (seq,) in rows:
-        task = store.task(seq)
-        if task.state == RUNNING:
-            end(store, task, TASK_FAILED, "DEADLINE", "the task ran out of time")
-        elif budget > 0:
-            budget = _forget(store, task, budget)
-    if budget < limits.ROWS_DELETED_PER_ENTRY_MAX:
-        _prune_events(store)
+    )
+    return [number for (number,) in rows.fetchall()]
+
+
+def _fire_tasks(store: Store, step: Step, limit: int) -> None:
+    budget = Budget(limits.ROWS_DELETED_PER_ENTRY_MAX)
+    for seq in _due(store, "SELECT seq FROM task", "seq", limit):
+        if not step(partial(_fire_task, store, seq, budget)):
+            put_off_task(store, seq)
+    if budget.rows < limits.ROWS_DELETED_PER_ENTRY_MAX and not step(partial(_prune_events, store)):
+        note_alarm(store, "a bug in this program: old events stay")
+
+
+def _fire_task(store: Store, seq: int, budget: Budget) -> None:
+    task = store.task(seq)
+    if task.state == RUNNING:
+        end(store, task, TASK_FAILED, "DEADLINE", "the task ran out of time")
+    elif budget.rows > 0:
+        budget.rows = _forget(store, task, budget.rows)
+
+
+@dataclass(slots=True)
+class Budget:
+    """Rows that may still be deleted in this entry."""
+
+    rows: int
 
 
 def _forget(store: Store, task: Task, budget: int) -> int:
@@ -96,6 +122,7 @@ def _forget(store: Store, task: Task, budget: int) -> int:
     store.forget_task(task.seq)
     if budget > 0:
         store.db.execute("DELETE FROM task WHERE seq=?", (task.seq,))
+        store.meta.task_count -= 1
         budget -= 1
     return budget
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from quorumesh.v1.ledger_pb2 import (
     Command,
     Entry,
     MembershipChange,
-    Outcome,
     Renew,
     SessionEpoch,
     Submit,
@@ -395,46 +393,6 @@ def test_the_mesh_is_founded_once_and_voters_come_and_go(world: World) -> None:
     assert world.ledger.voters() == {"n1": "h:1", "n2": "h:2"}
 
 
-def test_a_bug_in_one_command_costs_only_that_command(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from consensus.ledger import machine
-
-    def buggy(store: object, command: Cancel) -> Outcome:
-        raise KeyError(command.task_id)
-
-    monkeypatch.setitem(machine._HANDLERS, "cancel", buggy)
-    spec = TaskSpec(subtasks=[sub("a")])
-    applied = world.apply(
-        submit_command("t1", spec),
-        Command(cancel=Cancel(task_id=b"t1")),
-        submit_command("t2", spec),
-    )
-
-    assert [outcome.reason for outcome in applied.outcomes] == [0, r.INTERNAL, 0]
-    assert world.reader.counts().ready_count == 2
-
-
-def test_a_failure_of_the_world_rolls_everything_back(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from consensus.ledger import machine
-
-    world.submit("t", sub("a"))
-    before = world.ledger.full_digest()
-
-    def full(store: object, command: Cancel) -> Outcome:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    with monkeypatch.context() as patched:
-        patched.setitem(machine._HANDLERS, "cancel", full)
-        with pytest.raises(sqlite3.OperationalError):
-            world.apply(Command(cancel=Cancel(task_id=b"t")))
-
-    assert world.ledger.full_digest() == before
-    assert world.one(Command(cancel=Cancel(task_id=b"t"))).reason == 0
-
-
 def test_an_entry_of_a_later_version_stops_the_node(world: World) -> None:
     with pytest.raises(CannotApply):
         world.ledger.apply(1, 1, Entry(apply_version=APPLY_VERSION + 1))
@@ -456,11 +414,3 @@ def test_a_closed_and_opened_ledger_goes_on_as_if_it_had_not(tmp_path: Path) -> 
         ledger.close()
 
     assert (digest, full) == (live.ledger.digest, live.ledger.full_digest())
-
-
-def test_one_requirement_too_many_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "CLASSES_MAX", 2)
-    assert world.submit("t1", sub("a", skill="x"), sub("b", skill="y")).reason == 0
-
-    assert world.submit("t2", sub("a", skill="z")).reason == r.OVERLOADED
-    assert world.submit("t3", sub("a", skill="x")).reason == 0

@@ -44,12 +44,7 @@ class World:
         return self.ledger.reader()
 
     def apply(self, *commands: Command) -> Applied:
-        entry = Entry(
-            apply_version=1,
-            counted_ms=self.now_ms,
-            wall_ms=self.now_ms,
-            proposals=[Proposal(command=command) for command in commands],
-        )
+        entry = entry_of(*commands, now_ms=self.now_ms)
         self.log.append(entry)
         applied = self.ledger.apply(self.ledger.applied_index + 1, 1, entry)
         self.seen(applied)
@@ -85,8 +80,11 @@ class World:
         return opened.epoch
 
     def claim(self, name: str, epoch: int, slots: int) -> Applied:
+        return self.apply(self.claim_command(name, epoch, slots))
+
+    def claim_command(self, name: str, epoch: int, slots: int) -> Command:
         self.sequence += 1
-        return self.apply(claim_command(name, epoch, self.sequence, slots))
+        return claim_command(name, epoch, self.sequence, slots)
 
     def complete(self, subtask: str, data: str = '"out"', **more: object) -> Outcome:
         return self.one(complete_command(self.grants[subtask], data, **more))
@@ -105,6 +103,15 @@ class World:
 def sub(name: str, *needs: str, **more: object) -> SubtaskSpec:
     more.setdefault("skill", "s")
     return SubtaskSpec(id=name, needs=needs, **more)  # type: ignore[arg-type]
+
+
+def entry_of(*commands: Command, now_ms: int = 0) -> Entry:
+    return Entry(
+        apply_version=1,
+        counted_ms=now_ms,
+        wall_ms=now_ms,
+        proposals=[Proposal(command=command) for command in commands],
+    )
 
 
 def submit_command(name: str, spec: TaskSpec) -> Command:
@@ -162,6 +169,7 @@ __all__ = [
     "World",
     "claim_command",
     "complete_command",
+    "entry_of",
     "fail_command",
     "open_command",
     "sub",

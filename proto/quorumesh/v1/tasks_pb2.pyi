@@ -691,6 +691,8 @@ class TaskEvent(_message.Message):
         PROGRESS: TaskEvent._Kind.ValueType  # 15
         """soft: not stored, may be lost"""
         DELEGATED: TaskEvent._Kind.ValueType  # 16
+        ALARM: TaskEvent._Kind.ValueType  # 17
+        """a bug in this program was met: what was due or to be granted is put off"""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: TaskEvent.Kind.ValueType  # 0
@@ -714,6 +716,8 @@ class TaskEvent(_message.Message):
     PROGRESS: TaskEvent.Kind.ValueType  # 15
     """soft: not stored, may be lost"""
     DELEGATED: TaskEvent.Kind.ValueType  # 16
+    ALARM: TaskEvent.Kind.ValueType  # 17
+    """a bug in this program was met: what was due or to be granted is put off"""
 
     KIND_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
