@@ -43,7 +43,7 @@ class Trials:
 
 
 QUICK = Trials(
-    flow_subtasks=6_000, roundtrips=200, chains=3, fans=3, failovers=3, restart_tasks=100_000
+    flow_subtasks=10_000, roundtrips=300, chains=5, fans=5, failovers=5, restart_tasks=100_000
 )
 FULL = Trials(
     flow_subtasks=40_000, roundtrips=1_000, chains=10, fans=10, failovers=10, restart_tasks=100_000
