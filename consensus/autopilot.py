@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from quorumesh.v1.ledger_pb2 import Command, MembershipChange, Suspect
 
+from consensus.errors import Unavailable
 from consensus.ports import Clock, Link
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ PERIOD_MS = 100
 SUSPECT_AFTER_MS = 250
 CAUGHT_UP_ENTRIES = 50
 PROPOSE_MS = 5_000
+FED_MEMBERS_MAX = 16  # members without a vote that the leader sends the log to
 
 
 class Autopilot:
@@ -42,7 +44,7 @@ class Autopilot:
             return
         addresses = self._core.ledger.members()
         self._suspect_silent([m for m in addresses if m != self._core.config.node_id], now_ms)
-        self._promote(addresses, now_ms)
+        self._promote(addresses)
 
     def _suspect_silent(self, members: list[str], now_ms: int) -> None:
         for member in members:
@@ -52,23 +54,31 @@ class Autopilot:
                 continue
             since_ms = self._down_since_ms.setdefault(member, now_ms)
             if member not in self._suspected and now_ms - since_ms >= SUSPECT_AFTER_MS:
-                self._suspected.add(member)
-                self._core.propose(
-                    [Command(suspect=Suspect(node_id=member))],
-                    deadline_ms=now_ms + PROPOSE_MS,
-                    done=lambda _: None,
-                )
+                if self._suspect(member, now_ms):
+                    self._suspected.add(member)
 
-    def _promote(self, addresses: dict[str, str], now_ms: int) -> None:
-        """Feed admitted nodes, and append the change only once one has caught up."""
+    def _suspect(self, member: str, now_ms: int) -> bool:
+        try:
+            self._core.propose(
+                [Command(suspect=Suspect(node_id=member))],
+                deadline_ms=now_ms + PROPOSE_MS,
+                done=lambda _: None,
+            )
+        except Unavailable:
+            return False  # too much waits for the log already: asked again in a moment
+        return True
+
+    def _promote(self, addresses: dict[str, str]) -> None:
+        """Feed admitted nodes; append the change only once one has caught up and there is a seat."""
         engine = self._core.engine
-        if len(engine.voters) >= self._core.config.voters_max:
-            return
-        for member in sorted(addresses):
-            if member in engine.voters or not self._link.is_up(member):
-                continue
+        waiting = [m for m in sorted(addresses) if m not in engine.voters and self._link.is_up(m)]
+        has_seat = len(engine.voters) < self._core.config.voters_max
+        for member in waiting[:FED_MEMBERS_MAX]:
             engine.feed(member)
-            if engine.matched(member) + CAUGHT_UP_ENTRIES >= engine.last_index:
+            # Nothing matched means that it has not answered at all, however short the log is. Who
+            # is not heard from might never be, and would count in every majority from then on.
+            matched = engine.matched(member)
+            if has_seat and 0 < matched and matched + CAUGHT_UP_ENTRIES >= engine.last_index:
                 engine.change(
                     MembershipChange(
                         add=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ class LateBackground:
             error: BaseException | None = None
             try:
                 work()
-            except (OSError, ConsensusError) as failure:
+            except (OSError, ConsensusError, sqlite3.Error) as failure:
                 error = failure
             done(error)
 
