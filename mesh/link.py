@@ -36,6 +36,7 @@ HANDSHAKE_S_MAX = 3.0
 # HTTP/2 pings alone did not notice a stopped process within 10 s.
 BEAT_S = 0.8
 SILENCE_S_MAX = 2.6
+FAILED_QUIET_MAX = 5  # attempts in a row that are not worth a line
 BACKOFF_S_MIN = 0.05
 BACKOFF_S_MAX = 1.0
 
@@ -255,14 +256,16 @@ class GrpcLink:
     async def _dial_on(self, peer: str, address: str) -> None:
         """Hold a connection to one peer; when it ends, wait a little longer each time."""
         backoff_s = BACKOFF_S_MIN
-        told = ""
+        told, failed_count = "", 0
         while True:
             connects = self._counts.connects
             why = await self._dial(peer, address)
+            failed_count += 1
             if self._counts.connects > connects:
                 backoff_s = BACKOFF_S_MIN
-                told = ""
-            if why != told:
+                told, failed_count = "", 0
+            # A peer that is only just starting, or was only just stopped, is no news.
+            if why != told and failed_count >= FAILED_QUIET_MAX:
                 log.info("link not up", extra={"peer": peer, "address": address, "why": why})
                 told = why
             await asyncio.sleep(backoff_s * self._rng.uniform(0.5, 1.0))
@@ -343,7 +346,7 @@ class GrpcLink:
         self._live[peer] = connection
         self._told[peer] = connection
         self._counts.connects += 1
-        log.info("link up", extra={"peer": peer, "incarnation": hello.incarnation})
+        log.debug("link up", extra={"peer": peer, "incarnation": hello.incarnation})
         if self._handler is not None:
             self._handler.link_up(peer)
         return connection
@@ -409,7 +412,7 @@ class GrpcLink:
         if self._told.get(connection.peer) is not connection:
             return
         del self._told[connection.peer]
-        log.info("link down", extra={"peer": connection.peer})
+        log.debug("link down", extra={"peer": connection.peer})
         if self._handler is not None:
             self._handler.link_down(connection.peer)
 

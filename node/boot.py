@@ -191,8 +191,11 @@ def _come_back(config: NodeConfig, node_file: Path) -> Booted:
     asked = config.advertised(port or known_port)
     if asked != identity.address:
         log.warning(
-            "the mesh knows this node by another address, and goes on dialling that",
-            extra={"known": identity.address, "asked": asked},
+            "the mesh goes on dialling this node at %s, not at %s: start it with --advertise %s, or "
+            "let it join anew from an empty --data folder",
+            identity.address,
+            asked,
+            identity.address,
         )
     return Booted(identity, credentials, authority, listen, False)
 

@@ -7,6 +7,7 @@ writing. The first signal stops it in order, the second at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -25,7 +26,7 @@ from consensus.errors import ConsensusError, Damaged
 from consensus.ledger import APPLY_VERSION, LEASE_MS
 from consensus.replica import Replica
 from mesh.client_errors import MeshError, Refused, Unreachable
-from mesh.errors import JoinFailed
+from mesh.errors import JoinFailed, TokenExpired, TokenMalformed
 from mesh.link import GrpcLink
 from node.api.errors import (
     EXIT_BUG,
@@ -47,6 +48,7 @@ from node.boot import Booted, BootError, boot, holding
 from node.config import ConfigError, NodeConfig
 from node.joining import Joining
 from node.logs import set_up_logs
+from node.notices import Notices
 from node.server import Health, Servicers, serving, socket_path
 from node.supervisor import Supervisor, WorkerSpec
 from node.system import SystemClock, ThreadBackground, loop_factory, run_on
@@ -85,7 +87,7 @@ def run_node(config: NodeConfig) -> int:
     try:
         loop_name, factory = loop_factory(config.loop)
         return run_on(factory, serve(config, loop_name=loop_name))
-    except ConfigError as error:
+    except (ConfigError, TokenMalformed, TokenExpired) as error:
         return _say(str(error), EXIT_USAGE)
     except (BootError, Damaged) as error:
         return _say(str(error), EXIT_DAMAGED)
@@ -203,7 +205,7 @@ class _Node:
             finally:
                 self.reads.close()
                 self._background.close()
-        log.info("node stopped", extra={"node": self._identity.node_id})
+        _print("stopped")
 
     def stop(self) -> None:
         """End in order: workers, sessions, links, ledger. Again: nothing more happens."""
@@ -216,7 +218,7 @@ class _Node:
         def on_signal() -> None:
             if self._stopping.is_set():
                 os._exit(EXIT_KILLED)
-            log.info("stopping; once more to stop at once", extra={"node": self._identity.node_id})
+            _print("stopping (once more: at once)")
             self.stop()
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -255,10 +257,8 @@ class _Node:
 
     def _tell_started(self, ready: Ready | None) -> None:
         identity = self._identity
-        _print(
-            f"node {identity.node_id} listening on {identity.address}, "
-            f"{'founded' if self._is_founding() else 'joined'} mesh {identity.mesh_id}"
-        )
+        _print(f"node {identity.node_id} ({identity.name}) listening on {identity.address}")
+        _print(f"{self._how_started()} mesh {identity.mesh_id}")
         if ready is not None:
             ready(
                 Running(
@@ -272,8 +272,10 @@ class _Node:
                 )
             )
 
-    def _is_founding(self) -> bool:
-        return self._identity.founded and self._booted.is_first_start
+    def _how_started(self) -> str:
+        if not self._booted.is_first_start:
+            return "back in"
+        return "founded" if self._identity.founded else "joined"
 
     async def _print_join_line(self) -> None:
         """One line to paste on the next host."""
@@ -290,24 +292,19 @@ class _Node:
 
     async def _follow_members(self) -> None:
         """Let the link and health follow the ledger, and say what changed."""
-        voters: tuple[str, ...] = ()
-        trouble = ""
-        is_writable: bool | None = None
+        notices = Notices()
+        told: bool | None = None
         while True:
             self._follow_members_once()
             view = self.replica.view()
-            if view.voters != voters:
-                if voters:
-                    _tell_voters(len(view.voters))
-                voters = view.voters
-                log.info("voters", extra={"voters": ",".join(voters)})
-            if view.trouble != trouble:
-                trouble = view.trouble
-                log.error("storage", extra={"trouble": trouble or "over"})
-            if view.writable != is_writable:
-                is_writable = view.writable
-                await self.health.tell(is_writable=is_writable)
-                log.info("writable" if is_writable else "read-only", extra={"role": view.role})
+            for notice in notices.changes(view, self.roster.members(), self.proposer.minority()):
+                if notice.is_plain:
+                    _print(notice.text)
+                else:
+                    log.log(logging.WARNING if notice.is_bad else logging.INFO, notice.text)
+            if view.writable != told:
+                told = view.writable
+                await self.health.tell(is_writable=told)
             await asyncio.sleep(FOLLOW_MS / 1_000)
 
     def _follow_members_once(self) -> None:
@@ -355,16 +352,10 @@ def _first(group: ExceptionGroup[Exception]) -> Exception:
     return one
 
 
-def _tell_voters(count: int) -> None:
-    spare = (count - 1) // 2
-    if count == 2:
-        _print("two voters survive no loss: while either is down, nothing can be written")
-    elif count > 2:
-        _print(f"{count} voters: {spare} of them may be down at a time")
-
-
 def _print(line: str) -> None:
-    print(line, flush=True)
+    # A terminal that is gone or a full disk under a redirected output must not end the node.
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def _say(why: str, code: int) -> int:

@@ -188,7 +188,7 @@ class _Child:
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, **WORKER_ENVIRONMENT, **self._spec.environment},
         )
-        log.info("worker started: name=%s pid=%d", self._spec.name, self._process.pid)
+        log.debug("worker started: name=%s pid=%d", self._spec.name, self._process.pid)
         return self._process
 
     async def stop(self) -> None:
