@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +26,26 @@ CHUNK_BYTES_MAX = 262_144
 SNAPSHOT_BYTES_MAX = 1 << 40
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class SnapshotFile:
-    """A finished copy. `digest` is the SHA-256 of the whole file."""
+    """A finished copy. `digest` is the SHA-256 of the whole file.
+
+    It is held open, so that a peer that is being sent it gets the rest when a newer one has already
+    replaced it by name.
+    """
 
     index: int
     term: int
     bytes_total: int
     digest: bytes
     path: Path
+    fd: int
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, os.close, self.fd)
 
     def read(self, offset: int, count: int) -> bytes:
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            return os.pread(fd, count, offset)
-        finally:
-            os.close(fd)
+        return os.pread(self.fd, count, offset)
 
 
 @dataclass(slots=True)
@@ -75,6 +80,11 @@ class Snapshots:
         self._incoming: Incoming | None = None
         self.made_count = 0
         self.installed_count = 0
+
+    @property
+    def is_making(self) -> bool:
+        """A copy is being made: a read transaction is held open."""
+        return self._making
 
     def latest(self) -> SnapshotFile | None:
         return self._latest
@@ -173,7 +183,8 @@ def copy_ledger(source: Path, folder: Path) -> SnapshotFile:
         os.fsync(file.fileno())
     os.replace(partial, path)
     sync_directory(folder)
-    return SnapshotFile(index, term, path.stat().st_size, digest_of(path), path)
+    digest, fd = digest_of(path), os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return SnapshotFile(index, term, os.fstat(fd).st_size, digest, path, fd)
 
 
 def verify_copy(path: Path, *, index: int, term: int) -> None:

@@ -1,0 +1,98 @@
+"""Compaction and copies: nobody waits for a reader, memory is bounded, a copy under way stays whole."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from consensus import compaction
+from consensus.compaction import checkpoint_at_once
+from consensus.core import Core
+from consensus.directory import LedgerDirectory
+from consensus.ledger import Ledger
+from consensus.snapshots import Snapshots
+from tests.consensus.cluster import Cluster
+from tests.consensus.test_autopilot import founded
+from tests.consensus.test_cores import accepted, submit
+
+
+class AtOnce:
+    """Blocking work done on the spot."""
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        work()
+        done(None)
+
+
+def fill(cluster: Cluster, first: int, last: int) -> Core:
+    for number in range(first, last + 1):
+        accepted(cluster.propose("n1", submit(number)))
+    return cluster.cores["n1"]
+
+
+def test_a_checkpoint_does_not_wait_for_a_reader_in_its_way(tmp_path: Path) -> None:
+    core = fill(founded(tmp_path), 1, 5)
+    reading = sqlite3.connect(core.ledger_path, isolation_level=None)
+    with contextlib.closing(reading):
+        reading.execute("BEGIN")
+        reading.execute("SELECT applied_index FROM ledger").fetchone()
+        began_s = time.monotonic()
+
+        assert not checkpoint_at_once(core.ledger)
+
+        assert time.monotonic() - began_s < 1
+    assert checkpoint_at_once(core.ledger)
+
+
+def test_segments_stay_until_a_checkpoint_met_no_reader(tmp_path: Path) -> None:
+    cluster = founded(tmp_path, compact_entries=20, keep_entries=5, segment_bytes_max=4_096)
+    core = cluster.cores["n1"]
+    reading = sqlite3.connect(core.ledger_path, isolation_level=None)
+    with contextlib.closing(reading):
+        reading.execute("BEGIN")
+        reading.execute("SELECT applied_index FROM ledger").fetchone()
+        fill(cluster, 1, 100)
+        assert (core.compaction.done_count, core.journal.base_index) == (0, 0)
+
+    fill(cluster, 101, 200)
+
+    assert core.compaction.done_count > 0
+    assert 0 < core.journal.base_index < core.applied_index - 5
+
+
+def test_entries_kept_for_laggards_are_bounded_in_bytes(tmp_path: Path) -> None:
+    core = fill(founded(tmp_path, keep_entries=50), 1, 60)
+    count = core.compaction.keep_entries(core.applied_index, bytes_max=1_000)
+    sizes = [
+        len(core.journal.command_at(index))
+        for index in range(core.applied_index - count, core.applied_index + 1)
+    ]
+
+    assert 0 < count < 50
+    assert sum(sizes[1:]) <= 1_000 < sum(sizes)
+    assert core.compaction.keep_entries(core.applied_index) == 50
+    assert compaction.KEEP_BYTES_MAX <= 64 << 20
+
+
+def test_a_copy_being_sent_stays_readable_when_a_newer_one_has_replaced_it(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path)
+    path = directory.prepare()
+    ledger = Ledger.open(str(path))
+    snapshots = Snapshots(
+        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+    )
+    snapshots.request()
+    first = snapshots.latest()
+    assert first is not None
+    whole = first.path.read_bytes()
+
+    ledger.apply_noop(1, 1)
+    snapshots.request()
+
+    assert snapshots.latest() is not first
+    assert not first.path.exists()
+    assert b"".join(first.read(at, 1_000) for at in range(0, len(whole), 1_000)) == whole
+    ledger.close()
