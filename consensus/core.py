@@ -107,6 +107,7 @@ class Core:
         self._led_term = 0
         self._seen_leader: tuple[str, int] = ("", 0)
         self._timer_index = 0
+        self._apply_due = False
         self.trouble = ""
         ports.link.bind(self)
 
@@ -201,30 +202,42 @@ class Core:
         self._on_wake()
 
     def turn(self) -> None:
-        """Do what is due: tick the engine, send or append proposals, fire timers, give up on the late."""
+        """Do what is due: exchange with peers, or else apply what has become ready.
+
+        These take turns, so that what peers wait for is on its way before an entry is applied.
+        """
+        if self._apply_due:
+            self._apply_due = False
+            if self._apply_committed():
+                self._on_wake()
+            return
         now_ms = self._ports.clock.monotonic_ms()
         self.counted.now_ms()
-        self._tick_engine()
+        self.engine.exchange()
         self._follow_leader()
-        if self.engine.failed is None:
-            if self.engine.role == "leader":
-                self._lead()
-            else:
-                self.forwarding.send_to_leader()
+        if self.engine.failed is not None:
+            self.trouble = f"storage failed: {self.engine.failed}"
+        elif self.engine.role == "leader":
+            self._lead()
+        else:
+            self.forwarding.send_to_leader()
         self.proposals.expire(now_ms)
         self.autopilot.turn()
         self.compaction.turn()
+        if self.engine.has_committed():
+            self._apply_due = True
+            self._on_wake()
 
-    def _tick_engine(self) -> None:
+    def _apply_committed(self) -> bool:
         try:
-            self.engine.tick()
+            self.engine.apply_committed()
         except sqlite3.OperationalError as error:
             # Not known to be the same on every node (disk full, I/O): the entry was rolled back and
             # is applied again at the next tick.
             self.trouble = f"the ledger cannot be written: {error}"
-            return
-        failed = self.engine.failed
-        self.trouble = f"storage failed: {failed}" if failed is not None else ""
+            return False
+        self.trouble = ""
+        return True
 
     def _follow_leader(self) -> None:
         seen = (self.engine.leader_id, self.engine.term)

@@ -78,6 +78,11 @@ class Engine:
 
     def tick(self) -> None:
         """Do what is due: stand, lead, send, sync, apply. Raises what `machine.apply` raises."""
+        self.exchange()
+        self.apply_committed()
+
+    def exchange(self) -> None:
+        """The part of a tick that peers wait for: stand, lead, send, sync."""
         if self._is_stopped():
             return
         with self._entered():
@@ -85,7 +90,17 @@ class Engine:
             if self._seat.raft.is_leader:
                 leading.lead(self._seat)
             self._flush()
-        self._apply()
+
+    def has_committed(self) -> bool:
+        """Whether `apply_committed` would have something to do."""
+        seat = self._seat
+        ready = min(seat.raft.commit_index, seat.journal.synced_index)
+        return seat.raft.applied_index < ready and not self._is_stopped()
+
+    def apply_committed(self) -> None:
+        """Hand what is committed and durable here to the machine. Raises what `apply` raises."""
+        if not self._is_stopped():
+            self._apply()
 
     def append(self, command: bytes) -> int | None:
         """Add a command to the log; its index, or None when this node does not lead.
