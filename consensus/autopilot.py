@@ -78,7 +78,7 @@ class Autopilot:
             # Nothing matched means that it has not answered at all, however short the log is. Who
             # is not heard from might never be, and would count in every majority from then on.
             matched = engine.matched(member)
-            if has_seat and 0 < matched and matched + CAUGHT_UP_ENTRIES >= engine.last_index:
+            if has_seat and matched > 0 and matched + CAUGHT_UP_ENTRIES >= engine.last_index:
                 engine.change(
                     MembershipChange(
                         add=True,

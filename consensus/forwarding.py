@@ -9,9 +9,10 @@ from quorumesh.v1.peer_pb2 import Frame, Propose, ProposeReply
 
 from consensus.engine import Engine, Journal
 from consensus.ports import Link
-from consensus.proposals import ENTRY_BYTES_MAX, ENTRY_UNITS_MAX, Proposals, cost
+from consensus.proposals import ENTRY_BYTES_MAX, ENTRY_UNITS_MAX, Proposals, cost, cost_of
 
 INBOX_PROPOSALS_MAX = 100_000
+INBOX_BYTES_MAX = 128 << 20  # the last frame taken in may go beyond it
 FRAMES_PER_TURN_MAX = 16
 
 
@@ -23,6 +24,8 @@ class Forwarding:
         self._link = link
         self._proposals = proposals
         self._inbox: deque[Proposal] = deque()
+        self._inbox_bytes = 0
+        self._own_first = False
 
     def send_to_leader(self) -> None:
         """Send what is unsent to the leader, if one is known and its link has room."""
@@ -42,37 +45,71 @@ class Forwarding:
 
     def receive(self, peer: str, propose: Propose) -> None:
         """Take a peer's proposals in, or tell it that they got nowhere."""
-        if self._engine.role == "leader" and len(self._inbox) < INBOX_PROPOSALS_MAX:
-            self._inbox.extend(propose.proposals)
-            return
+        refused: list[Proposal] = []
+        if self._engine.role != "leader" or not self._has_room():
+            refused.extend(propose.proposals)
+        else:
+            for proposal in propose.proposals:
+                size_bytes = proposal.ByteSize()
+                if size_bytes > ENTRY_BYTES_MAX:
+                    refused.append(proposal)
+                else:
+                    self._inbox.append(proposal)
+                    self._inbox_bytes += size_bytes
         by_incarnation: dict[int, list[int]] = {}
-        for proposal in propose.proposals:
+        for proposal in refused:
             by_incarnation.setdefault(proposal.incarnation, []).append(proposal.sequence)
         for incarnation, sequences in by_incarnation.items():
             reply = ProposeReply(
-                incarnation=incarnation, sequences=sequences, refused="not leading"
+                incarnation=incarnation, sequences=sequences, refused="not appended here"
             )
             self._link.send(peer, Frame(term=self._engine.term, propose_reply=reply))
+
+    def _has_room(self) -> bool:
+        return len(self._inbox) < INBOX_PROPOSALS_MAX and self._inbox_bytes <= INBOX_BYTES_MAX
 
     def drop_inbox(self) -> None:
         """The leader or term changed: every sender sees that too and sends again."""
         self._inbox.clear()
+        self._inbox_bytes = 0
 
     def take_for_entry(self) -> list[Proposal]:
-        """The proposals of the next entry: peers' first, then our own, within an entry's bounds."""
+        """The proposals of the next entry, within an entry's bounds.
+
+        Peers' and our own take turns at being first, so that neither starves the other.
+        """
+        self._own_first = not self._own_first
+        if self._own_first:
+            taken = self._take_own([])
+            return taken + self._take_inbox(taken)
+        taken = self._take_inbox([])
+        return taken + self._take_own(taken)
+
+    def _take_own(self, before: list[Proposal]) -> list[Proposal]:
+        if not self._proposals.has_unsent():
+            return []
+        units, size = cost_of(before)
+        return self._proposals.take_unsent(
+            units_max=ENTRY_UNITS_MAX - units,
+            bytes_max=ENTRY_BYTES_MAX - size,
+            at_least_one=not before,
+        )
+
+    def _take_inbox(self, before: list[Proposal]) -> list[Proposal]:
+        if not self._inbox:
+            return []
         taken: list[Proposal] = []
-        units = size = 0
+        units, size = cost_of(before)
         while self._inbox:
             more_units, more_bytes = cost(self._inbox[0])
-            if taken and (
+            is_too_much = (
                 units + more_units > ENTRY_UNITS_MAX or size + more_bytes > ENTRY_BYTES_MAX
-            ):
-                return taken
+            )
+            if is_too_much and (taken or before):
+                break
             taken.append(self._inbox.popleft())
+            self._inbox_bytes -= more_bytes
             units, size = units + more_units, size + more_bytes
-        room, space = ENTRY_UNITS_MAX - units, ENTRY_BYTES_MAX - size
-        if room > 0 and space > 0 and (not taken or room > ENTRY_UNITS_MAX // 2):
-            taken.extend(self._proposals.take_unsent(units_max=room, bytes_max=space))
         return taken
 
     @staticmethod

@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from quorumesh.v1 import values_pb2
 from quorumesh.v1.ledger_pb2 import Command, Outcome, Proposal
 
 from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
 
 PROPOSALS_WAITING_MAX = 50_000
+PROPOSALS_BYTES_MAX = 128 << 20  # of all that waits; the last batch taken in may go beyond it
 ENTRY_UNITS_MAX = 1_000
 ENTRY_BYTES_MAX = 900_000
 UNIT_BYTES = 160  # a submit counts one unit for each so many bytes of its task, about a subtask
@@ -41,6 +43,8 @@ class Waiting:
     proposal: Proposal
     batch: Batch
     position: int
+    units: int
+    size_bytes: int
     is_sent: bool = False
 
 
@@ -53,12 +57,17 @@ class Proposals:
     _waiting: dict[int, Waiting] = field(default_factory=dict)
     _unsent: deque[int] = field(default_factory=deque)
     _batches: deque[Batch] = field(default_factory=deque)
+    _unfit: list[int] = field(default_factory=list)
+    _waiting_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, commands: Sequence[Command], *, deadline_ms: int, done: Done) -> None:
-        """Take commands in. `done` is called later, never from here."""
+        """Take commands in. `done` is called later, never from here.
+
+        One that no entry can hold never gets near the log: its outcome is VALUE_TOO_LARGE.
+        """
         assert commands
         batch = Batch(deadline_ms, done, [None] * len(commands), len(commands))
         for position, command in enumerate(commands):
@@ -66,18 +75,28 @@ class Proposals:
             proposal = Proposal(
                 incarnation=self.incarnation, sequence=self._sequence, command=command
             )
-            self._waiting[self._sequence] = Waiting(proposal, batch, position)
-            self._unsent.append(self._sequence)
+            waiting = Waiting(proposal, batch, position, *cost(proposal))
+            self._waiting[self._sequence] = waiting
+            self._waiting_bytes += waiting.size_bytes
+            if waiting.size_bytes > ENTRY_BYTES_MAX:
+                waiting.is_sent = True
+                self._unfit.append(self._sequence)
+            else:
+                self._unsent.append(self._sequence)
         self._batches.append(batch)
 
     def has_room(self, count: int) -> bool:
+        if self._waiting_bytes > PROPOSALS_BYTES_MAX:
+            return False
         return len(self._waiting) + count <= PROPOSALS_WAITING_MAX
 
     def has_unsent(self) -> bool:
         return bool(self._unsent)
 
-    def take_unsent(self, *, units_max: int, bytes_max: int) -> list[Proposal]:
-        """The next proposals to send, in order; marked as sent. Always at least one if any waits."""
+    def take_unsent(
+        self, *, units_max: int, bytes_max: int, at_least_one: bool = True
+    ) -> list[Proposal]:
+        """The next proposals to send, in order; marked as sent. By default one even if too large."""
         taken: list[Proposal] = []
         units = size = 0
         while self._unsent:
@@ -85,8 +104,9 @@ class Proposals:
             if waiting is None or waiting.is_sent:
                 self._unsent.popleft()
                 continue
-            more_units, more_bytes = cost(waiting.proposal)
-            if taken and (units + more_units > units_max or size + more_bytes > bytes_max):
+            more_units, more_bytes = waiting.units, waiting.size_bytes
+            is_too_much = units + more_units > units_max or size + more_bytes > bytes_max
+            if is_too_much and (taken or not at_least_one):
                 break
             self._unsent.popleft()
             waiting.is_sent = waiting.batch.was_sent = True
@@ -104,15 +124,17 @@ class Proposals:
 
     def resend_all(self) -> None:
         """The leader changed: whatever has no outcome yet is sent again, in order."""
-        for waiting in self._waiting.values():
-            waiting.is_sent = False
-        self._unsent = deque(self._waiting)
+        unfit = set(self._unfit)
+        self._unsent = deque(sequence for sequence in self._waiting if sequence not in unfit)
+        for sequence in self._unsent:
+            self._waiting[sequence].is_sent = False
 
     def settle(self, sequence: int, outcome: Outcome) -> None:
         """This node's ledger applied the proposal. A second arrival finds nobody waiting."""
         waiting = self._waiting.pop(sequence, None)
         if waiting is None:
             return
+        self._waiting_bytes -= waiting.size_bytes
         batch = waiting.batch
         batch.outcomes[waiting.position] = outcome
         batch.open_count -= 1
@@ -121,7 +143,10 @@ class Proposals:
             batch.done([outcome for outcome in batch.outcomes if outcome is not None])
 
     def expire(self, now_ms: int) -> None:
-        """Give up on batches whose deadline has passed."""
+        """Give up on batches whose deadline has passed, and on commands that no entry can hold."""
+        unfit, self._unfit = self._unfit, []
+        for sequence in unfit:
+            self.settle(sequence, too_large())
         late = [
             batch for batch in self._batches if not batch.is_over and batch.deadline_ms <= now_ms
         ]
@@ -144,13 +169,18 @@ class Proposals:
         for batch in batches:
             batch.is_over = True
         for sequence in [s for s, waiting in self._waiting.items() if waiting.batch.is_over]:
-            del self._waiting[sequence]
+            self._waiting_bytes -= self._waiting.pop(sequence).size_bytes
 
     @staticmethod
     def _late_error(batch: Batch) -> ConsensusError:
         if batch.was_sent:
             return OutcomeUnknown("sent to the log, but its outcome did not come back in time")
         return Unavailable("no leader that can commit; nothing was written")
+
+
+def too_large() -> Outcome:
+    message = f"a command has at most {ENTRY_BYTES_MAX:,} bytes: store large values elsewhere"
+    return Outcome(reason=values_pb2.VALUE_TOO_LARGE, message=message)
 
 
 def cost(proposal: Proposal) -> tuple[int, int]:
@@ -162,3 +192,9 @@ def cost(proposal: Proposal) -> tuple[int, int]:
     if kind == "complete":
         return 1 + len(proposal.command.complete.completion.spawn.subtasks), size
     return 1, size
+
+
+def cost_of(proposals: Sequence[Proposal]) -> tuple[int, int]:
+    """Units and bytes of several."""
+    costs = [cost(proposal) for proposal in proposals]
+    return sum(units for units, _ in costs), sum(size for _, size in costs)
