@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from node.config import ConfigError, Loop
 
-THREADS = 2  # one that syncs, one for copies and checkpoints beside it
+THREADS = (
+    3  # one that syncs, one that checkpoints and one that copies, so that none waits for another
+)
 
 Result = TypeVar("Result")
 
