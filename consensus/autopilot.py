@@ -53,9 +53,9 @@ class Autopilot:
                 self._suspected.discard(member)
                 continue
             since_ms = self._down_since_ms.setdefault(member, now_ms)
-            if member not in self._suspected and now_ms - since_ms >= SUSPECT_AFTER_MS:
-                if self._suspect(member, now_ms):
-                    self._suspected.add(member)
+            is_due = member not in self._suspected and now_ms - since_ms >= SUSPECT_AFTER_MS
+            if is_due and self._suspect(member, now_ms):
+                self._suspected.add(member)
 
     def _suspect(self, member: str, now_ms: int) -> bool:
         try:

@@ -75,7 +75,7 @@ def test_an_entry_takes_no_more_than_its_units() -> None:
 
 def test_an_entry_takes_no_more_than_its_bytes_but_always_one() -> None:
     proposals = Proposals(incarnation=1)
-    big = Command(submit=Submit(spec=b"x" * (ENTRY_BYTES_MAX - 10)))
+    big = Command(submit=Submit(spec=b"x" * (ENTRY_BYTES_MAX - 100)))
     proposals.add([big, big], deadline_ms=1, done=lambda _: None)
 
     assert take(proposals) == [1]
