@@ -7,6 +7,7 @@ the very same code.
 
 from __future__ import annotations
 
+import logging
 import random
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.autopilot import Autopilot
 from consensus.clock import CountedClock
-from consensus.compaction import Compaction
+from consensus.compaction import Compaction, checkpoint_at_once
 from consensus.directory import LedgerDirectory
 from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
 from consensus.errors import ConsensusError, Damaged, StorageFailed, Unavailable
@@ -33,6 +34,8 @@ from consensus.view import HEARD_MS_MAX, ReplicaView
 TICK_MS = 20
 ENTRIES_UNSYNCED_MAX = 2  # more wait, so that entries grow under load instead of their number
 REGULAR, NO_OP, MEMBERSHIP = 0, 1, 2
+
+log = logging.getLogger("consensus.core")
 
 
 class Observer(Protocol):
@@ -119,8 +122,17 @@ class Core:
                 f"the ledger ends at {applied}, but the journal begins after "
                 f"{self.journal.base_index}: the ledger has lost entries"
             )
-        if self.journal.term_at(applied) != term:
-            self.journal.reset(applied, term, keep_suffix=False)
+        if self.journal.term_at(applied) == term:
+            return
+        if applied != self._directory.installed_index(self._path):
+            # Only an install may leave the ledger ahead: entries are applied once they are durable
+            # here. What else was acknowledged and is gone nobody knows, nor may anybody guess.
+            raise Damaged(
+                f"the ledger has applied {applied}, which the journal does not hold (it ends at "
+                f"{self.journal.last_index}): it has lost entries; this node must come back as a "
+                "new one"
+            )
+        self.journal.reset(applied, term, keep_suffix=False)
 
     def _make_engine(self) -> Engine:
         config = self.config
@@ -174,11 +186,13 @@ class Core:
             observer.entry_applied(applied)
 
     def _replace_ledger(self, copy: Path, index: int) -> None:
+        # The old one stays open until the new one is there: if the disk refuses, reads go on.
+        path = self._directory.replace_ledger(copy, index)
+        fresh = Ledger.open(str(path))
         self._reader.close()
         self.ledger.close()
-        self._path = self._directory.replace_ledger(copy, index)
-        self.ledger = Ledger.open(str(self._path))
-        self._reader = Reader.open(str(self._path))
+        self._path, self.ledger = path, fresh
+        self._reader = Reader.open(str(path))
         assert self.ledger.applied_index == index
         self.counted.at_least(self.ledger.counted_ms)
         # Outcomes of the entries that the copy jumped over are not to be had: ask again.
@@ -235,9 +249,15 @@ class Core:
             # Not known to be the same on every node (disk full, I/O): the entry was rolled back and
             # is applied again at the next tick.
             self.trouble = f"the ledger cannot be written: {error}"
+            self._hand_over()
             return False
         self.trouble = ""
         return True
+
+    def _hand_over(self) -> None:
+        """A leader that cannot apply sees no timer that is due: let another voter lead."""
+        if self.engine.role == "leader":
+            any(self.engine.transfer(voter) for voter in sorted(self.engine.voters))
 
     def _follow_leader(self) -> None:
         seen = (self.engine.leader_id, self.engine.term)
@@ -256,7 +276,7 @@ class Core:
             and self._timer_index == 0
         ):
             self._append([Proposal(command=Command(bootstrap=self.config.founding))])
-        while self._may_append():
+        while self._may_append() and not self.trouble:
             taken = self.forwarding.take_for_entry()
             if not taken:
                 break
@@ -346,10 +366,15 @@ class Core:
     def close(self) -> None:
         """Stop. Whoever waits gets Unavailable or OutcomeUnknown; the ledger is checkpointed."""
         self.proposals.fail_all(Unavailable("this node is stopping"))
+        self.compaction.close()
         self.engine.close()
-        self.journal.close()
+        try:
+            self.journal.close()
+        except (OSError, StorageFailed) as error:
+            log.warning("the journal was not synced at the end: %s", error)
         self._reader.close()
-        self.ledger.checkpoint()
+        # Not done when a reader is in the way, or the disk is full: the journal has what is missing.
+        checkpoint_at_once(self.ledger)
         self.ledger.close()
 
 

@@ -43,7 +43,11 @@ class Notices:
                 found.append(Notice(f"{text}, as {view.role}"))
                 self._has_led = True
             else:
-                found.append(Notice(why or "read-only: no leader is heard", is_bad=True))
+                told = why or "no leader is heard"
+                if told != view.trouble:
+                    found.append(
+                        Notice(f"read-only: {told.removeprefix('read-only: ')}", is_bad=True)
+                    )
         return found
 
     def _voters_changed(self, view: ReplicaView) -> list[Notice]:
