@@ -51,10 +51,20 @@ class LedgerDirectory:
         folder = self.root / name
         if not name.startswith("ledger-") or "/" in name or not folder.is_dir():
             raise Damaged(f"{current} names {name!r}, which is not a ledger here")
+        if not any(self.journal.iterdir()) and (self.vote.exists() or name != "ledger-0"):
+            raise Damaged(
+                f"{self.journal} is empty beside a vote or an installed ledger: it is lost"
+            )
         for other in self.root.glob("ledger-*"):
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
         return folder / "ledger.db"
+
+    @staticmethod
+    def installed_index(path: Path) -> int:
+        """The index of the copy that the ledger at this path began as; 0 if it began empty."""
+        digits = path.parent.name.removeprefix("ledger-")
+        return int(digits) if digits.isdecimal() else 0
 
     def _make_ledger(self, name: str) -> None:
         (self.root / name).mkdir(exist_ok=True)

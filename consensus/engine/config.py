@@ -13,6 +13,7 @@ WINDOW_CHUNKS_MAX = 8  # snapshot chunks under way to one peer
 SNAPSHOT_RESEND_MS = 1_000
 OUTBOX_FRAMES_MAX = 65_536
 APPLY_ENTRIES_PER_TICK_MAX = 256
+APPLY_MS_PER_TICK_MAX = 50  # then heartbeats have their turn; one entry may take longer
 LINK_LOST_WAIT_MS = (50, 150)  # before asking for pre-votes once the link to the leader broke
 NEVER_MS = -1_000_000_000
 

@@ -15,7 +15,12 @@ from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.engine import following, leading, sending, votes
 from consensus.engine.codec import MEMBERSHIP, REGULAR, Undecodable
-from consensus.engine.config import APPLY_ENTRIES_PER_TICK_MAX, COMMAND_BYTES_MAX, EngineConfig
+from consensus.engine.config import (
+    APPLY_ENTRIES_PER_TICK_MAX,
+    APPLY_MS_PER_TICK_MAX,
+    COMMAND_BYTES_MAX,
+    EngineConfig,
+)
 from consensus.engine.following import Malformed
 from consensus.engine.journal import Journal
 from consensus.engine.library import ambient
@@ -281,9 +286,11 @@ class Engine:
         self._on_need_tick()
 
     def _apply(self) -> None:
+        """In slices, so that a leader that catches up keeps its heartbeats."""
         seat = self._seat
         ready = min(seat.raft.commit_index, seat.journal.synced_index)
         last = min(ready, seat.raft.applied_index + APPLY_ENTRIES_PER_TICK_MAX)
+        end_ms = seat.now_ms() + APPLY_MS_PER_TICK_MAX
         for index in range(seat.raft.applied_index + 1, last + 1):
             command = seat.journal.command_at(index)
             term = seat.journal.term_at(index)
@@ -294,7 +301,9 @@ class Engine:
             if self._is_stopped():
                 self._seat.raft.follow(None)
                 return
-        if last < ready:
+            if seat.now_ms() >= end_ms:
+                break
+        if seat.raft.applied_index < ready:
             self._on_need_tick()
 
     def _receive(self, peer: str, frame: Frame) -> None:
@@ -349,5 +358,7 @@ def _check_storage(journal: Journal, vote: VoteRecord, applied_index: int) -> No
             f"the journal holds entries of term {journal.last_term}, the vote record knows only "
             f"{vote.term}: the vote was lost; this node must come back as a new one"
         )
+    if journal.base_index > 0 and not vote.existed:
+        raise Damaged("the vote record is missing beside a journal that has begun anew: it is lost")
     if vote.term < journal.base_term:
         vote.save(journal.base_term, None)

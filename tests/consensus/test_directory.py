@@ -26,6 +26,7 @@ def test_the_replaced_ledger_is_in_force_and_the_old_one_goes_at_the_next_start(
     copy.write_bytes(b"new")
 
     path = directory.replace_ledger(copy, 42)
+    (directory.journal / "000000000001.journal").touch()
 
     assert path.read_bytes() == b"new"
     assert directory.prepare() == path

@@ -1,0 +1,194 @@
+"""Disks that refuse, and folders that a crash or a person left behind: nothing is lost in silence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from consensus.core import Core
+from consensus.directory import LedgerDirectory
+from consensus.engine import Journal
+from consensus.errors import Damaged
+from consensus.snapshots import SnapshotFile, copy_ledger
+from tests.consensus.cluster import Cluster
+from tests.consensus.test_compaction import AtOnce
+from tests.consensus.test_cores import accepted, holds_all, join, submit, three
+
+TINY = {"compact_entries": 20, "keep_entries": 5, "segment_bytes_max": 4_096}
+
+
+def behind(tmp_path: Path) -> tuple[Cluster, str, Core, SnapshotFile]:
+    """A dead follower that needs a copy of the ledger, the leader, and such a copy."""
+    cluster = three(tmp_path, **TINY)
+    leader = cluster.wait_leader()
+    follower = next(n for n in sorted(cluster.cores) if n != leader.config.node_id)
+    cluster.kill(follower)
+    for number in range(1, 101):
+        accepted(cluster.propose(leader.config.node_id, submit(number)))
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    return cluster, follower, leader, copy_ledger(leader.ledger_path, folder)
+
+
+def only_received(directory: LedgerDirectory, copy: SnapshotFile) -> None:
+    shutil.copy(copy.path, directory.incoming / "snapshot.db")
+
+
+def only_moved(directory: LedgerDirectory, copy: SnapshotFile) -> None:
+    folder = directory.root / f"ledger-{copy.index}"
+    folder.mkdir()
+    shutil.copy(copy.path, folder / "ledger.db")
+
+
+def only_named(directory: LedgerDirectory, copy: SnapshotFile) -> None:
+    only_moved(directory, copy)
+    (directory.root / "CURRENT.new").write_text(f"ledger-{copy.index}\n")
+
+
+def replaced(directory: LedgerDirectory, copy: SnapshotFile) -> None:
+    only_received(directory, copy)
+    directory.replace_ledger(directory.incoming / "snapshot.db", copy.index)
+
+
+def segment_written(directory: LedgerDirectory, copy: SnapshotFile) -> None:
+    """The journal begins anew, but the old segments have not been removed yet."""
+    replaced(directory, copy)
+    old = directory.root / "old"
+    shutil.copytree(directory.journal, old)
+    journal_reset(directory, copy, is_replaced=True)
+    for path in sorted(old.iterdir()):
+        if not (directory.journal / path.name).exists():
+            os.replace(path, directory.journal / path.name)
+    shutil.rmtree(old)
+
+
+def journal_reset(
+    directory: LedgerDirectory, copy: SnapshotFile, *, is_replaced: bool = False
+) -> None:
+    if not is_replaced:
+        replaced(directory, copy)
+    journal = Journal(directory.journal, background=AtOnce())
+    journal.reset(copy.index, copy.term, keep_suffix=False)
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    "step", [only_received, only_moved, only_named, replaced, segment_written, journal_reset]
+)
+def test_a_crash_after_any_step_of_an_install_is_cured_by_the_next_start(
+    tmp_path: Path, step: Callable[[LedgerDirectory, SnapshotFile], None]
+) -> None:
+    cluster, follower, leader, copy = behind(tmp_path)
+    step(LedgerDirectory(tmp_path / follower), copy)
+
+    returned = cluster.start(follower)
+    accepted(cluster.propose(follower, submit(101)))
+    cluster.world.run(cluster.agree)
+
+    assert returned.ledger.full_digest() == leader.ledger.full_digest()
+    assert holds_all(cluster, 101)
+
+
+def stopped(tmp_path: Path) -> tuple[Cluster, Path]:
+    cluster = three(tmp_path)
+    accepted(cluster.propose("n2", submit(1)))
+    cluster.world.run(cluster.agree)
+    cluster.kill("n2")
+    return cluster, tmp_path / "n2"
+
+
+def test_a_lost_journal_refuses_to_start(tmp_path: Path) -> None:
+    cluster, root = stopped(tmp_path)
+    shutil.rmtree(root / "journal")
+
+    with pytest.raises(Damaged, match="lost"):
+        cluster.start("n2")
+
+
+def test_a_journal_that_ends_before_the_ledger_refuses_to_start(tmp_path: Path) -> None:
+    cluster, root = stopped(tmp_path)
+    shutil.rmtree(root / "journal")
+    Journal(root / "journal", background=AtOnce()).close()
+
+    with pytest.raises(Damaged, match="must come back as a new one"):
+        cluster.start("n2")
+
+
+def test_a_lost_journal_beside_an_installed_ledger_refuses_to_start(tmp_path: Path) -> None:
+    cluster, follower, _, copy = behind(tmp_path)
+    directory = LedgerDirectory(tmp_path / follower)
+    journal_reset(directory, copy)
+    shutil.rmtree(directory.journal)
+
+    with pytest.raises(Damaged, match="lost"):
+        cluster.start(follower)
+
+
+def test_a_vote_lost_beside_a_journal_that_began_anew_refuses_to_start(tmp_path: Path) -> None:
+    cluster, follower, _, copy = behind(tmp_path)
+    directory = LedgerDirectory(tmp_path / follower)
+    journal_reset(directory, copy)
+    directory.vote.unlink()
+
+    with pytest.raises(Damaged, match="vote"):
+        cluster.start(follower)
+
+
+def fill_disk(core: Core, *, spare_pages: int = 0) -> None:
+    (pages,) = core.ledger.connection.execute("PRAGMA page_count").fetchone()
+    core.ledger.connection.execute(f"PRAGMA max_page_count={pages + spare_pages}").fetchone()
+
+
+def test_a_leader_whose_ledger_cannot_be_written_lets_another_lead(tmp_path: Path) -> None:
+    cluster = three(tmp_path)
+    full = cluster.wait_leader()
+    fill_disk(full)
+    other = next(n for n in sorted(cluster.cores) if n != full.config.node_id)
+    number = 0
+    while not full.trouble:
+        number += 1
+        accepted(cluster.propose(other, submit(number)))
+
+    cluster.world.run(lambda: full.engine.role == "follower", ms_max=2_000)
+    accepted(cluster.propose(other, submit(number + 1)))
+
+    assert "full" in full.trouble and not full.view().writable
+    assert full.reader.counts().task_count > 0
+    full.ledger.connection.execute("PRAGMA max_page_count=1000000").fetchone()
+    cluster.world.run(cluster.agree)
+    assert full.trouble == "" and holds_all(cluster, number + 1)
+
+
+class FullDisk:
+    """Stands in for a background whose disk refuses every sync."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.world = cluster.world
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        self.world.after(100, lambda: done(OSError(28, "No space left on device")))
+
+
+def test_a_leader_whose_journal_cannot_be_synced_steps_down_and_still_reads(
+    tmp_path: Path,
+) -> None:
+    cluster = three(tmp_path)
+    full = cluster.wait_leader()
+    full.journal._background = FullDisk(cluster)
+    other = next(n for n in sorted(cluster.cores) if n != full.config.node_id)
+
+    result = cluster.propose(full.config.node_id, submit(1), ms=2_000)
+    accepted(cluster.propose(other, submit(2)))
+
+    assert isinstance(result, Exception)
+    assert full.engine.role != "leader" and "storage failed" in full.trouble
+    assert not full.view().writable
+    assert full.reader.counts().task_count == 0
+    before = full.engine.last_index
+    cluster.world.run_for(1_000)
+    assert full.engine.last_index == before
+    join(cluster, "n4")
