@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from quorumesh.v1.tasks_pb2 import TaskEvent
 
+from consensus.ledger.limits import MESSAGE_CHARS_MAX
 from consensus.ledger.records import Subtask, Task
 from consensus.ledger.store import Store
 
 
 def note_task(store: Store, kind: TaskEvent.Kind.ValueType, task: Task, detail: str = "") -> None:
     store.touched[task.seq] = None
-    store.effects.events.append(
-        TaskEvent(
-            kind=kind,
-            task_id=task.task_id,
-            revision=store.meta.applied_index,
-            wall_ms=store.meta.wall_ms,
-            detail=detail,
-        )
+    meta = store.meta
+    store.effects.events.add(
+        kind=kind,
+        task_id=task.task_id,
+        revision=meta.applied_index,
+        wall_ms=meta.wall_ms,
+        detail=detail[:MESSAGE_CHARS_MAX],
     )
 
 
 def note_alarm(store: Store, detail: str) -> None:
     """A bug was met that belongs to no task."""
-    store.effects.events.append(
-        TaskEvent(
-            kind=TaskEvent.ALARM,
-            revision=store.meta.applied_index,
-            wall_ms=store.meta.wall_ms,
-            detail=detail,
-        )
+    store.effects.events.add(
+        kind=TaskEvent.ALARM,
+        revision=store.meta.applied_index,
+        wall_ms=store.meta.wall_ms,
+        detail=detail,
     )
 
 
@@ -43,31 +41,22 @@ def note(
 ) -> None:
     """Note what happened to a subtask, under its current or last grant."""
     store.touched[task.seq] = None
+    meta = store.meta
+    event = store.effects.events.add(
+        kind=kind,
+        task_id=task.task_id,
+        subtask=subtask.id,
+        revision=meta.applied_index,
+        wall_ms=meta.wall_ms,
+        subtask_ref=subtask.ref,
+    )
+    if detail:
+        event.detail = detail[:MESSAGE_CHARS_MAX]
     if subtask.fence:
-        event = TaskEvent(
-            kind=kind,
-            task_id=task.task_id,
-            subtask=subtask.id,
-            revision=store.meta.applied_index,
-            wall_ms=store.meta.wall_ms,
-            subtask_ref=subtask.ref,
-            detail=detail,
-            fence=subtask.fence,
-            node_id=subtask.node_id,
-            worker=subtask.worker,
-            attempt=subtask.attempt,
-        )
-    else:
-        event = TaskEvent(
-            kind=kind,
-            task_id=task.task_id,
-            subtask=subtask.id,
-            revision=store.meta.applied_index,
-            wall_ms=store.meta.wall_ms,
-            subtask_ref=subtask.ref,
-            detail=detail,
-        )
-    store.effects.events.append(event)
+        event.fence = subtask.fence
+        event.node_id = subtask.node_id
+        event.worker = subtask.worker
+        event.attempt = subtask.attempt
 
 
 def note_stale(store: Store, subtask: Subtask, fence: int, what: str) -> None:
@@ -81,17 +70,15 @@ def note_stale(store: Store, subtask: Subtask, fence: int, what: str) -> None:
         past_fence, past_node, past_worker = line.split("\t")
         if int(past_fence) == fence:
             node_id, worker = past_node, past_worker
-    store.effects.events.append(
-        TaskEvent(
-            kind=TaskEvent.STALE_REFUSED,
-            task_id=task.task_id,
-            subtask=subtask.id,
-            revision=store.meta.applied_index,
-            wall_ms=store.meta.wall_ms,
-            fence=fence,
-            node_id=node_id,
-            worker=worker,
-            detail=f"late {what} refused: STALE_FENCE; the current fence is {subtask.fence}",
-            subtask_ref=subtask.ref,
-        )
+    store.effects.events.add(
+        kind=TaskEvent.STALE_REFUSED,
+        task_id=task.task_id,
+        subtask=subtask.id,
+        revision=store.meta.applied_index,
+        wall_ms=store.meta.wall_ms,
+        fence=fence,
+        node_id=node_id,
+        worker=worker,
+        detail=f"late {what} refused: STALE_FENCE; the current fence is {subtask.fence}",
+        subtask_ref=subtask.ref,
     )

@@ -27,6 +27,8 @@ from consensus.ledger.tasks import cancel_spawned, end, fail_for_good, succeed
 def drain(store: Store) -> None:
     """Follow up what has ended, first come first; end tasks that have nothing left."""
     settled = store.settled
+    if not settled and not store.touched_tasks:
+        return
     at = 0
     while at < len(settled):
         node = settled[at]

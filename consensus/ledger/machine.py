@@ -19,7 +19,6 @@ from quorumesh.v1.ledger_pb2 import (
     Command,
     Complete,
     Entry,
-    EventBatch,
     Fail,
     MembershipChange,
     Outcome,
@@ -164,12 +163,11 @@ class Ledger:
 
     def _find_next_due(self) -> int | None:
         due = [s.lease_until_ms for s in self._store.sessions.values() if s.held]
-        for table in ("subtask", "task"):
-            (earliest,) = self._db.execute(
-                f"SELECT min(due_ms) FROM {table} WHERE due_ms IS NOT NULL"
-            ).fetchone()
-            if earliest is not None:
-                due.append(earliest)
+        rows = self._db.execute(
+            "SELECT (SELECT min(due_ms) FROM subtask WHERE due_ms IS NOT NULL),"
+            " (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL)"
+        ).fetchone()
+        due.extend(earliest for earliest in rows if earliest is not None)
         return min(due, default=None)
 
     def full_digest(self) -> bytes:
@@ -238,7 +236,7 @@ class Ledger:
             revision=index,
             counted_ms=meta.counted_ms,
             outcomes=outcomes,
-            events=effects.events,
+            events=list(effects.events),
             grants=effects.grants,
             revokes=effects.revokes,
             withdrawn=effects.withdrawn,
@@ -251,7 +249,7 @@ class Ledger:
         store.flush()
         batch = b""
         if store.effects.events:
-            batch = EventBatch(events=store.effects.events).SerializeToString(deterministic=True)
+            batch = store.effects.batch.SerializeToString(deterministic=True)
             self._db.execute("INSERT INTO event VALUES (?,?)", (meta.applied_index, batch))
             self._db.executemany(
                 "INSERT INTO task_event VALUES (?,?)",

@@ -8,7 +8,7 @@ from quorumesh.v1.values_pb2 import Label
 
 from consensus.ledger import limits
 from consensus.ledger.events import note
-from consensus.ledger.records import REF_SHIFT, WAITING, Ballot, Edge, Subtask, Task
+from consensus.ledger.records import REF_SHIFT, Ballot, Edge, Subtask, Task
 from consensus.ledger.specs import Plan, Refused
 from consensus.ledger.store import Store
 
@@ -30,7 +30,7 @@ def place(
             subtask.depth = parent.depth + 1
             subtask.joins_n = parent.n if at == join_at else 0
         store.add_subtask(subtask)
-        if spec.input.data or spec.input.content_type:
+        if spec.HasField("input") and (spec.input.data or spec.input.content_type):
             store.add_input(subtask.ref, spec.input.data, spec.input.content_type)
         _add_edge(store, plan, at, subtask.ref, base)
         if not subtask.open_needs:
@@ -47,12 +47,6 @@ def place(
                 joins_n=parent_n if at == join_at else 0,
                 parent_n=parent_n,
                 voter_count=len(plan.needs[at]),
-                heard_count=0,
-                tallies=b"",
-                state=0,
-                label="",
-                output_n=0,
-                output_bytes=0,
             )
         )
         _add_edge(store, plan, at, ref, base)
@@ -93,43 +87,24 @@ def _requirement(spec: SubtaskSpec) -> tuple[str, bytes]:
 def _make_subtask(store: Store, task: Task, plan: Plan, at: int) -> Subtask:
     spec = plan.subtasks[at]
     need_count = len(plan.needs[at])
-    retry = spec.retry
-    return Subtask(
+    subtask = Subtask(
         ref=(task.seq << REF_SHIFT) | (task.next_n + at),
         id=spec.id,
         class_id=store.intern_class(*_requirement(spec)),
         band=task.band,
         timeout_ms=spec.timeout_ms,
-        attempts_max=retry.max_attempts or limits.ATTEMPTS_DEFAULT,
-        backoff_ms=retry.backoff_ms or limits.BACKOFF_MS_DEFAULT,
-        backoff_ms_max=retry.backoff_ms_max or limits.BACKOFF_MS_MAX_DEFAULT,
+        attempts_max=limits.ATTEMPTS_DEFAULT,
+        backoff_ms=limits.BACKOFF_MS_DEFAULT,
+        backoff_ms_max=limits.BACKOFF_MS_MAX_DEFAULT,
         optional=int(spec.optional),
         ballot_n=task.next_n + plan.positions[spec.ballot] if spec.ballot else 0,
-        parent_n=0,
-        joins_n=0,
-        depth=0,
         need_count=need_count,
         dependent_count=len(plan.dependents[at]),
-        state=WAITING,
         open_needs=need_count,
-        need_bytes=0,
-        attempt=0,
-        failed_count=0,
-        lost_count=0,
-        fence=0,
-        failed_fence=0,
-        session=None,
-        node_id="",
-        worker="",
-        due_ms=None,
-        label=None,
-        weight=0,
-        done_digest=None,
-        output_n=0,
-        output_bytes=0,
-        failure_code="",
-        failure_message="",
-        claimed_wall_ms=0,
-        ended_wall_ms=0,
-        past="",
     )
+    if spec.HasField("retry"):
+        retry = spec.retry
+        subtask.attempts_max = retry.max_attempts or limits.ATTEMPTS_DEFAULT
+        subtask.backoff_ms = retry.backoff_ms or limits.BACKOFF_MS_DEFAULT
+        subtask.backoff_ms_max = retry.backoff_ms_max or limits.BACKOFF_MS_MAX_DEFAULT
+    return subtask

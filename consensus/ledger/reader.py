@@ -251,6 +251,11 @@ class Reader:
                 [ref.subtask_ref for ref in refs],
             )
         }
+        wanted = {ref: _need_refs(ref, row[12]) for ref, row in rows.items() if row[9]}
+        # Two grants that need the same are served by one read.
+        given = taskview.given(
+            self._db, list(dict.fromkeys(need for needs in wanted.values() for need in needs))
+        )
         grants = []
         for ref in refs:
             row = rows.get(ref.subtask_ref)
@@ -268,12 +273,14 @@ class Reader:
             )
             grant.input.data = row[6] or b""
             grant.input.content_type = row[7] or ""
-            if row[9]:
-                numbers = [int(n) for n in row[12].split()]
-                base = row[0] >> REF_SHIFT << REF_SHIFT
-                grant.needs.extend(taskview.needs(self._db, base, numbers))
+            grant.needs.extend(given[need] for need in wanted.get(row[0], ()) if need in given)
             grants.append(grant)
         return grants
+
+
+def _need_refs(ref: int, needs: str) -> list[int]:
+    base = ref >> REF_SHIFT << REF_SHIFT
+    return [base | int(n) for n in needs.split()]
 
 
 def _page(size: int) -> int:

@@ -56,33 +56,34 @@ class Subtask:
     backoff_ms_max: int
     optional: int
     ballot_n: int
-    parent_n: int
-    joins_n: int
-    depth: int
-    need_count: int
-    dependent_count: int
-    state: int
-    open_needs: int
-    need_bytes: int
-    attempt: int
-    failed_count: int
-    lost_count: int
-    fence: int
-    failed_fence: int
-    session: bytes | None
-    node_id: str
-    worker: str
-    due_ms: int | None
-    label: str | None
-    weight: int
-    done_digest: bytes | None
-    output_n: int
-    output_bytes: int
-    failure_code: str
-    failure_message: str
-    claimed_wall_ms: int
-    ended_wall_ms: int
-    past: str
+    # As it is when placed; what follows changes or is for few.
+    parent_n: int = 0
+    joins_n: int = 0
+    depth: int = 0
+    need_count: int = 0
+    dependent_count: int = 0
+    state: int = WAITING
+    open_needs: int = 0
+    need_bytes: int = 0
+    attempt: int = 0
+    failed_count: int = 0
+    lost_count: int = 0
+    fence: int = 0
+    failed_fence: int = 0
+    session: bytes | None = None
+    node_id: str = ""
+    worker: str = ""
+    due_ms: int | None = None
+    label: str | None = None
+    weight: int = 0
+    done_digest: bytes | None = None
+    output_n: int = 0
+    output_bytes: int = 0
+    failure_code: str = ""
+    failure_message: str = ""
+    claimed_wall_ms: int = 0
+    ended_wall_ms: int = 0
+    past: str = ""
 
     @property
     def n(self) -> int:
@@ -113,12 +114,12 @@ class Ballot:
     joins_n: int
     parent_n: int
     voter_count: int
-    heard_count: int
-    tallies: bytes
-    state: int
-    label: str
-    output_n: int
-    output_bytes: int
+    heard_count: int = 0
+    tallies: bytes = b""
+    state: int = 0
+    label: str = ""
+    output_n: int = 0
+    output_bytes: int = 0
 
 
 @dataclass(slots=True)

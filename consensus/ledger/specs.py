@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quorumesh.v1 import values_pb2
-from quorumesh.v1.tasks_pb2 import BallotSpec, SubtaskSpec, TaskSpec
+from quorumesh.v1.tasks_pb2 import BallotSpec, RetryPolicy, SubtaskSpec, TaskSpec
 from quorumesh.v1.values_pb2 import Label, Reason, Value
 
 from consensus.ledger import limits
@@ -89,15 +89,18 @@ def check_graph(subtasks: Sequence[SubtaskSpec], ballots: Sequence[BallotSpec]) 
     if count > limits.SUBTASKS_MAX:
         raise invalid(f"{count} subtasks and ballots; at most {limits.SUBTASKS_MAX} are allowed")
     positions: dict[str, int] = {}
+    # Lists keep the messages' Python faces: each access to a repeated field would make new ones.
+    subtasks, ballots = list(subtasks), list(ballots)
     nodes: list[SubtaskSpec | BallotSpec] = [*subtasks, *ballots]
     for position, node in enumerate(nodes):
-        if _PART.fullmatch(node.id) is None:
+        name = node.id
+        if _PART.fullmatch(name) is None:
             raise invalid(
-                f"the id {node.id[:80]!r} is not 1 to {limits.ID_CHARS_MAX} of A-Z a-z 0-9 _ . -"
+                f"the id {name[:80]!r} is not 1 to {limits.ID_CHARS_MAX} of A-Z a-z 0-9 _ . -"
             )
-        if node.id in positions:
-            raise invalid(f"the id {node.id!r} is used twice")
-        positions[node.id] = position
+        if name in positions:
+            raise invalid(f"the id {name!r} is used twice")
+        positions[name] = position
     plan = Plan(
         subtasks, ballots, positions, [[] for _ in range(count)], [[] for _ in range(count)]
     )
@@ -113,18 +116,28 @@ def check_graph(subtasks: Sequence[SubtaskSpec], ballots: Sequence[BallotSpec]) 
 
 
 def _check_subtask(subtask: SubtaskSpec) -> None:
+    # What is absent is not looked at: this runs for every subtask submitted.
     what = f"subtask {subtask.id!r}"
-    if not subtask.skill:
+    skill = subtask.skill
+    if not skill:
         raise invalid(f"{what} names no skill")
-    check_text(f"the skill of {what}", subtask.skill, limits.SKILL_CHARS_MAX)
-    check_value(f"the input of {what}", subtask.input)
+    if len(skill) > limits.SKILL_CHARS_MAX:
+        check_text(f"the skill of {what}", skill, limits.SKILL_CHARS_MAX)
+    if subtask.HasField("input"):
+        check_value(f"the input of {what}", subtask.input)
     if subtask.where:
         check_labels(what, subtask.where)
-    check_duration(f"the time-out of {what}", subtask.timeout_ms)
-    if subtask.retry.max_attempts > limits.ATTEMPTS_MAX:
+    if subtask.timeout_ms:
+        check_duration(f"the time-out of {what}", subtask.timeout_ms)
+    if subtask.HasField("retry"):
+        _check_retry(what, subtask.retry)
+
+
+def _check_retry(what: str, retry: RetryPolicy) -> None:
+    if retry.max_attempts > limits.ATTEMPTS_MAX:
         raise invalid(f"{what} asks for more than {limits.ATTEMPTS_MAX} attempts")
-    check_duration(f"the back-off of {what}", subtask.retry.backoff_ms)
-    check_duration(f"the back-off of {what}", subtask.retry.backoff_ms_max)
+    check_duration(f"the back-off of {what}", retry.backoff_ms)
+    check_duration(f"the back-off of {what}", retry.backoff_ms_max)
 
 
 def _link(plan: Plan, position: int, subtask: SubtaskSpec) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+from quorumesh.v1.ledger_pb2 import EventBatch
 from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskEvent
 from quorumesh.v1.workers_pb2 import WorkerHello
 
@@ -52,11 +54,15 @@ class Meta:
 class Effects:
     """What one entry has done so far."""
 
-    events: list[TaskEvent] = field(default_factory=list)
+    batch: EventBatch = field(default_factory=EventBatch)
     grants: list[GrantRef] = field(default_factory=list)
     revokes: list[RevokeRef] = field(default_factory=list)
     withdrawn: list[bytes] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def events(self) -> RepeatedCompositeFieldContainer[TaskEvent]:
+        return self.batch.events
 
     def counts(self) -> tuple[int, int, int, int]:
         return len(self.events), len(self.grants), len(self.revokes), len(self.withdrawn)

@@ -242,9 +242,15 @@ def _as_json(value: Value) -> bytes:
 
 def needs(db: sqlite3.Connection, base: int, numbers: Sequence[int]) -> list[NeedOutput]:
     """What subtasks and ballots of one task gave, in the order asked for."""
+    found = given(db, [base | n for n in numbers])
+    return [found[base | n] for n in numbers if base | n in found]
+
+
+def given(db: sqlite3.Connection, refs: Sequence[int]) -> dict[int, NeedOutput]:
+    """What subtasks and ballots gave, by ref."""
     found: dict[int, NeedOutput] = {}
-    for at in range(0, len(numbers), NUMBERS_PER_QUERY):
-        part = [base | n for n in numbers[at : at + NUMBERS_PER_QUERY]]
+    for at in range(0, len(refs), NUMBERS_PER_QUERY):
+        part = refs[at : at + NUMBERS_PER_QUERY]
         marks = ",".join("?" * len(part))
         for row in db.execute(
             "SELECT s.ref, s.id, s.state, s.failure_code, s.failure_message, o.data, o.content_type"
@@ -253,19 +259,25 @@ def needs(db: sqlite3.Connection, base: int, numbers: Sequence[int]) -> list[Nee
             part,
         ):
             found[row[0]] = _subtask_output(*row[1:])
-        for row in db.execute(
-            "SELECT b.ref, b.id, b.label, b.tallies, o.data, o.content_type"
-            " FROM ballot b LEFT JOIN output o ON o.ref = (b.ref & ~1048575) | b.output_n"
-            f" WHERE b.ref IN ({marks})",
-            part,
-        ):
-            found[row[0]] = NeedOutput(
-                id=row[1],
-                label=row[2],
-                tallies=BallotInfo.FromString(row[3]).tallies,
-                output=Value(data=row[4] or b"", content_type=row[5] or ""),
-            )
-    return [found[base | n] for n in numbers if base | n in found]
+        ballots = [ref for ref in part if ref not in found]
+        if ballots:
+            _add_ballots(db, ballots, found)
+    return found
+
+
+def _add_ballots(db: sqlite3.Connection, refs: Sequence[int], found: dict[int, NeedOutput]) -> None:
+    for row in db.execute(
+        "SELECT b.ref, b.id, b.label, b.tallies, o.data, o.content_type"
+        " FROM ballot b LEFT JOIN output o ON o.ref = (b.ref & ~1048575) | b.output_n"
+        f" WHERE b.ref IN ({','.join('?' * len(refs))})",
+        refs,
+    ):
+        found[row[0]] = NeedOutput(
+            id=row[1],
+            label=row[2],
+            tallies=BallotInfo.FromString(row[3]).tallies,
+            output=Value(data=row[4] or b"", content_type=row[5] or ""),
+        )
 
 
 def _subtask_output(
