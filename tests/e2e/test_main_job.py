@@ -83,7 +83,9 @@ def test_a_fourth_node_joins_when_the_first_is_dead_for_good(mesh: LocalMesh) ->
     with fourth.client() as client:
         task_id = client.submit({"subtasks": [{"id": "a", "skill": "echo", "input": "hello"}]})
         assert client.result(task_id, 30) == "hello"
-        assert sum(member.voter for member in client.members()) == 4
+        wait_for(
+            lambda: sum(member.voter for member in client.members()) == 4, "there are four voters"
+        )
 
 
 def test_the_minority_reads_with_its_age_and_refuses_writes_within_3_s(mesh: LocalMesh) -> None:
