@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome
 
 from consensus.core import TICK_MS, Core, Observer, Ports, ReplicaConfig
 from consensus.errors import ConsensusError, Unavailable
 from consensus.ledger import Applied, Ledger, Reader
+from consensus.ports import Background
 from consensus.view import ReplicaView
 
 REVISION_WAITERS_MAX = 10_000
@@ -27,11 +29,13 @@ class Replica:
         self._clock = ports.clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turn_due = False
+        self._is_over = False
         self._broken: asyncio.Future[None] | None = None
         self._revision_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waiter_ids = itertools.count()
         self._barrier: asyncio.Task[int] | None = None
-        self.core = Core(config, ports, on_wake=self._wake)
+        background = _Guarded(ports.background, self._break)
+        self.core = Core(config, replace(ports, background=background), on_wake=self._wake)
         self.core.observe(self)
 
     @property
@@ -67,7 +71,7 @@ class Replica:
             await self._broken
         finally:
             periodic.cancel()
-            self._loop = None
+            self._loop, self._is_over = None, True
             self._fail_waiters(Unavailable("this node is stopping"))
             self.core.close()
 
@@ -88,11 +92,15 @@ class Replica:
         try:
             self.core.turn()
         except BaseException as bug:
-            # Not handled here: it ends run(), and so the node. Bugs stop loudly.
-            self._loop = None
-            assert self._broken is not None
-            if not self._broken.done():
-                self._broken.set_exception(bug)
+            self._break(bug)
+
+    def _break(self, bug: BaseException) -> None:
+        """A bug is not handled here: it ends run(), and so the node. Bugs stop loudly."""
+        if self._broken is None:
+            raise bug
+        self._loop, self._is_over = None, True
+        if not self._broken.done():
+            self._broken.set_exception(bug)
 
     async def propose(self, commands: Sequence[Command], *, timeout_ms: int) -> list[Outcome]:
         """Bring commands into the log; their outcomes, in order, once this node has applied them.
@@ -100,6 +108,8 @@ class Replica:
         Raises Unavailable when nothing was written, OutcomeUnknown when that is not known: then send
         the very same commands again.
         """
+        if self._is_over:
+            raise Unavailable("this node has stopped")
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
 
         def done(result: list[Outcome] | ConsensusError) -> None:
@@ -131,6 +141,10 @@ class Replica:
         """Return once this node has applied the revision; Unavailable if it has not in time."""
         if self.ledger.applied_index >= revision:
             return
+        if self._is_over:
+            raise Unavailable("this node has stopped")
+        if len(self._revision_waiters) >= REVISION_WAITERS_MAX:
+            self._forget_waiters()
         if len(self._revision_waiters) >= REVISION_WAITERS_MAX:
             raise Unavailable("too many readers wait for a revision")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -153,8 +167,30 @@ class Replica:
             if not future.done():
                 future.set_result(None)
 
+    def _forget_waiters(self) -> None:
+        """Those that gave up leave; a revision that never comes would keep them for ever."""
+        self._revision_waiters = [w for w in self._revision_waiters if not w[2].done()]
+        heapq.heapify(self._revision_waiters)
+
     def _fail_waiters(self, error: ConsensusError) -> None:
         for _, _, future in self._revision_waiters:
             if not future.done():
                 future.set_exception(error)
         self._revision_waiters.clear()
+
+
+class _Guarded:
+    """A background whose ends are part of the replica: a bug in one ends it too."""
+
+    def __init__(self, background: Background, on_bug: Callable[[BaseException], None]) -> None:
+        self._background = background
+        self._on_bug = on_bug
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        def guarded(error: BaseException | None) -> None:
+            try:
+                done(error)
+            except BaseException as bug:
+                self._on_bug(bug)
+
+        self._background.run(work, guarded)

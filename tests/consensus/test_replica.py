@@ -1,0 +1,159 @@
+"""The replica on a real loop: bugs end it, bounds hold, and nobody waits for a node that is over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from quorumesh.v1.ledger_pb2 import Bootstrap
+from quorumesh.v1.peer_pb2 import Frame
+
+from consensus.core import Ports, ReplicaConfig
+from consensus.errors import Unavailable
+from consensus.ledger import Applied
+from consensus.ports import LinkHandler
+from consensus.replica import REVISION_WAITERS_MAX, Replica
+from tests.consensus.test_cores import submit
+
+
+class Alone:
+    """A link of a node without peers, on the machine's clock, its disk work done on the loop."""
+
+    def bind(self, handler: LinkHandler) -> None: ...
+
+    def set_peers(self, addresses: Mapping[str, str]) -> None: ...
+
+    def send(self, peer: str, frame: Frame) -> bool:
+        return False
+
+    def is_up(self, peer: str) -> bool:
+        return False
+
+    def monotonic_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000
+
+    def wall_ms(self) -> int:
+        return 1
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        def act() -> None:
+            work()
+            done(None)
+
+        asyncio.get_running_loop().call_soon(act)
+
+
+@asynccontextmanager
+async def running(tmp_path: Path) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
+    world = Alone()
+    founding = Bootstrap(mesh_id="m", node_id="n1", address="n1")
+    config = ReplicaConfig(node_id="n1", address="n1", root=tmp_path, founding=founding)
+    replica = Replica(config, Ports(world, world, world, random.Random(1), 7))
+    task = asyncio.ensure_future(replica.run())
+    try:
+        await replica.propose([submit(1)], timeout_ms=5_000)
+        yield replica, task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_what_is_asked_of_a_replica_that_is_over_is_unavailable_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (replica, task):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            async with asyncio.timeout(1):
+                with pytest.raises(Unavailable):
+                    await replica.propose([submit(2)], timeout_ms=60_000)
+                with pytest.raises(Unavailable):
+                    await replica.wait_revision(10**9, timeout_ms=60_000)
+                with pytest.raises(Unavailable):
+                    await replica.barrier(timeout_ms=60_000)
+
+    asyncio.run(scenario())
+
+
+def test_readers_that_gave_up_make_room_for_others(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (replica, _):
+            waits = [
+                replica.wait_revision(10**9, timeout_ms=50) for _ in range(REVISION_WAITERS_MAX)
+            ]
+            results = await asyncio.gather(*waits, return_exceptions=True)
+            assert all(isinstance(result, Unavailable) for result in results)
+
+            following = replica.ledger.applied_index + 1
+            waiting = asyncio.ensure_future(replica.wait_revision(following, timeout_ms=5_000))
+            await replica.propose([submit(2)], timeout_ms=5_000)
+            await waiting
+
+    asyncio.run(scenario())
+
+
+def test_more_readers_than_the_bound_are_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (replica, _):
+            waits = [
+                replica.wait_revision(10**9, timeout_ms=2_000)
+                for _ in range(REVISION_WAITERS_MAX + 1)
+            ]
+            results = await asyncio.gather(*waits, return_exceptions=True)
+            assert sum("too many" in str(result) for result in results) == 1
+
+    asyncio.run(scenario())
+
+
+class Faulty:
+    """An observer with a bug."""
+
+    def entry_applied(self, applied: Applied) -> None:
+        raise AssertionError("a bug")
+
+    def ledger_replaced(self) -> None: ...
+
+
+def test_a_bug_while_applying_ends_the_replica_loudly(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (replica, task):
+            replica.subscribe(Faulty())
+            await replica.propose([submit(2)], timeout_ms=60_000)
+            with pytest.raises(AssertionError, match="a bug"):
+                await task
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_at_the_end_of_background_work_ends_the_replica_loudly(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (replica, task):
+
+            def done(_: BaseException | None) -> None:
+                raise AssertionError("a bug")
+
+            replica.core._ports.background.run(lambda: None, done)
+            async with asyncio.timeout(5):
+                with pytest.raises(AssertionError, match="a bug"):
+                    await task
+
+    asyncio.run(scenario())
+
+
+def test_readers_of_one_turn_share_a_barrier_and_see_what_was_written_before(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (replica, _):
+            [outcome] = await replica.propose([submit(2)], timeout_ms=5_000)
+            before = replica.ledger.applied_index
+            revisions = await asyncio.gather(
+                *(replica.barrier(timeout_ms=5_000) for _ in range(50))
+            )
+            assert set(revisions) == {before + 1} and outcome.revision <= before
+
+    asyncio.run(scenario())
