@@ -70,7 +70,11 @@ def add_token(store: Store, command: AddToken) -> Outcome:
 
 
 def admit(store: Store, command: Admit) -> Outcome:
-    """Use up a token for a node. Refused: INVALID, TOKEN_UNKNOWN, TOKEN_USED, TOKEN_EXPIRED, …"""
+    """Use up a token for a node. The same node again is accepted again.
+
+    Refused: INVALID, TOKEN_UNKNOWN, TOKEN_USED, TOKEN_EXPIRED, ALREADY_EXISTS, OVERLOADED (in
+    this order).
+    """
     if not command.node_id or not command.address:
         raise invalid("a node needs an id and an address")
     for text in (command.node_id, command.name, command.address):

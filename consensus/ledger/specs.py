@@ -45,12 +45,12 @@ def check_text(what: str, text: str, chars_max: int) -> None:
 
 
 def check_value(what: str, value: Value) -> None:
-    check_text(f"the content type of {what}", value.content_type, limits.NAME_CHARS_MAX)
     if len(value.data) > limits.VALUE_BYTES_MAX:
         raise Refused(
             values_pb2.VALUE_TOO_LARGE,
             f"{what} has {len(value.data)} bytes; at most {limits.VALUE_BYTES_MAX} are allowed",
         )
+    check_text(f"the content type of {what}", value.content_type, limits.NAME_CHARS_MAX)
 
 
 def check_duration(what: str, duration_ms: int) -> None:
