@@ -262,8 +262,14 @@ class LocalMesh:
             self.add()
         return self.nodes
 
-    def add(self, *, through: NodeProcess | None = None, workers: int | None = None) -> NodeProcess:
-        """Start one more node and wait until it and all others see it as a voter."""
+    def add(
+        self,
+        *,
+        through: NodeProcess | None = None,
+        workers: int | None = None,
+        votes: bool = True,
+    ) -> NodeProcess:
+        """Start one more node and wait until all see as many voters as there should be."""
         node = NodeProcess(
             name=f"node-{len(self.nodes) + 1}",
             root=self.root,
@@ -281,7 +287,7 @@ class LocalMesh:
                 token = client.create_token().token
         node.start(token)
         self.nodes.append(node)
-        voters = len(running) + 1
+        voters = len(running) + votes
         for each in self.running():
             self.wait_ready(each, voters=voters)
         return node

@@ -88,6 +88,19 @@ def test_a_fourth_node_joins_when_the_first_is_dead_for_good(mesh: LocalMesh) ->
         )
 
 
+def test_a_sixth_node_works_and_answers_without_a_vote(mesh: LocalMesh) -> None:
+    mesh.grow(5)
+
+    sixth = mesh.add(votes=False)
+
+    with sixth.client() as client:
+        task_id = client.submit(sleepers(24, ms=100))
+        client.result(task_id, 30)
+        nodes = {part.node_id for part in client.get(task_id).subtasks}
+        assert sum(member.voter for member in client.members()) == 5
+    assert sixth.status().node_id in nodes
+
+
 def test_the_minority_reads_with_its_age_and_refuses_writes_within_3_s(mesh: LocalMesh) -> None:
     mesh.grow(3)
     left = mesh.nodes[1]
