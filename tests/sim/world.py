@@ -141,7 +141,7 @@ class SimNode:
         term = self.log.entries[-1][0] if self.log.entries else 0
         if applied > self.journal.last_index or self.journal.term_at(applied) != term:
             self.journal.reset(applied, term, keep_suffix=False)
-        self.engine = Engine(
+        self.engine = self.world.engine_type(
             EngineConfig(node_id=self.node_id, voters=self.log.voters or self.first_voters),
             link=SimLink(self.world, self.node_id),
             clock=self.world.clock,
@@ -236,7 +236,9 @@ class World:
         sync_ms: tuple[float, float] = (0.2, 4),
         duplicates: float = 0.0,
         segment_bytes_max: int = 4_096,
+        engine_type: type[Engine] = Engine,
     ) -> None:
+        self.engine_type = engine_type
         self.rng, self.clock = random.Random(seed), SimClock()
         self.delay_ms, self.sync_ms, self.duplicates = delay_ms, sync_ms, duplicates
         self.segment_bytes_max = segment_bytes_max
