@@ -110,7 +110,7 @@ def check_graph(subtasks: Sequence[SubtaskSpec], ballots: Sequence[BallotSpec]) 
     for position, ballot in enumerate(ballots, len(subtasks)):
         if not plan.needs[position]:
             raise invalid(f"the ballot {ballot.id!r} has no voters")
-    if count > 1:
+    if any(plan.needs):
         _check_acyclic(plan)
     return plan
 
