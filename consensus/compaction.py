@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RETRY_ENTRIES = 200  # entries to wait after a checkpoint that met a reader
 WAL_LOOK_ENTRIES = 64  # entries between two looks at the size of the write-ahead log
+HELD_ENTRIES_MAX = 100_000  # kept while a peer is being caught up, or it would never get there
+HELD_BYTES_MAX = 256 << 20  # the same in bytes of commands
 BUSY_MS = 5_000  # what other statements of the writer may wait
 KEEP_BYTES_MAX = 64 << 20  # of commands kept for voters that lag, however few entries they are
 
@@ -73,16 +75,23 @@ class Compaction:
         core.journal.drop_to(index - self.keep_entries(index))
         self.done_count += 1
 
-    def keep_entries(self, index: int, *, bytes_max: int = KEEP_BYTES_MAX) -> int:
-        """How many entries voters that lag may still find: bounded in number and in bytes."""
+    def keep_entries(
+        self, index: int, *, bytes_max: int = KEEP_BYTES_MAX, held_bytes_max: int = HELD_BYTES_MAX
+    ) -> int:
+        """How many entries peers that lag may still find: bounded in number and in bytes."""
         journal, kept_bytes = self._core.journal, 0
-        for count in range(self._core.config.keep_entries):
+        entries_max = self._core.config.keep_entries
+        needed_after = self._core.engine.needed_after()
+        if needed_after is not None and index - needed_after > entries_max:
+            entries_max = min(index - needed_after, HELD_ENTRIES_MAX)
+            bytes_max = held_bytes_max
+        for count in range(entries_max):
             if index - count <= journal.base_index:
                 return count
             kept_bytes += len(journal.command_at(index - count))
             if kept_bytes > bytes_max:
                 return count
-        return self._core.config.keep_entries
+        return entries_max
 
     def close(self) -> None:
         """What is under way in the background ends without a word."""

@@ -2,7 +2,7 @@
 
     <root>/CURRENT            the name of the ledger directory in force; replaced by an fsynced rename
     <root>/ledger-<index>/    ledger.db with its -wal and -shm
-    <root>/snapshots/         finished copies, snapshot-<index>-<term>.db
+    <root>/snapshots/         finished copies, snapshot-<index>-<term>.db; removed at boot
     <root>/incoming/          a copy being received; removed at boot
     <root>/journal/  vote     the engine's
 
@@ -38,10 +38,10 @@ class LedgerDirectory:
         empty one in silence.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        for folder in (self.journal, self.snapshots):
-            folder.mkdir(exist_ok=True)
-        shutil.rmtree(self.incoming, ignore_errors=True)
-        self.incoming.mkdir()
+        self.journal.mkdir(exist_ok=True)
+        for folder in (self.snapshots, self.incoming):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
         current = self.root / "CURRENT"
         if not current.exists():
             if any(self.journal.iterdir()) or self.vote.exists():

@@ -23,6 +23,8 @@ from consensus.ports import Background
 
 COPY_PAGES_STEP = 512
 CHUNK_BYTES_MAX = 262_144
+REFUSED_REQUESTS = 100  # about two seconds: a leader asks at each of its ticks
+PARTIAL = "partial.db"
 SNAPSHOT_BYTES_MAX = 1 << 40
 
 
@@ -77,6 +79,7 @@ class Snapshots:
         self._replace = replace
         self._latest: SnapshotFile | None = None
         self._making = False
+        self._pass_over_count = 0
         self._incoming: Incoming | None = None
         self.made_count = 0
         self.installed_count = 0
@@ -90,8 +93,14 @@ class Snapshots:
         return self._latest
 
     def request(self) -> None:
-        """Make a fresh copy in the background; nothing happens while one is being made."""
+        """Make a fresh copy in the background; nothing happens while one is being made.
+
+        After one that failed the next REFUSED_REQUESTS requests are passed over.
+        """
         if self._making:
+            return
+        if self._pass_over_count > 0:
+            self._pass_over_count -= 1
             return
         self._making = True
         made: list[SnapshotFile] = []
@@ -104,6 +113,10 @@ class Snapshots:
             self._making = False
             if error is None:
                 self._keep(made[0])
+            else:
+                # A disk that is full does not get emptier by filling it again at once.
+                self._pass_over_count = REFUSED_REQUESTS
+                (self._directory.snapshots / PARTIAL).unlink(missing_ok=True)
 
         self._background.run(work, done)
 
@@ -167,7 +180,7 @@ class Snapshots:
 
 def copy_ledger(source: Path, folder: Path) -> SnapshotFile:
     """Copy a live ledger into `folder`. Blocks: for a thread."""
-    partial = folder / "partial.db"
+    partial = folder / PARTIAL
     partial.unlink(missing_ok=True)
     reading = sqlite3.connect(f"file:{source}?mode=ro", uri=True, isolation_level=None)
     with contextlib.closing(reading):

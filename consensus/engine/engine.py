@@ -19,6 +19,7 @@ from consensus.engine.config import (
     APPLY_ENTRIES_PER_TICK_MAX,
     APPLY_MS_PER_TICK_MAX,
     COMMAND_BYTES_MAX,
+    NEEDED_MS_MAX,
     EngineConfig,
 )
 from consensus.engine.following import Malformed
@@ -144,6 +145,22 @@ class Engine:
         """Leader: the last entry that the peer is known to hold durably; 0 when none is."""
         progress = self._seat.peers.get(peer)
         return progress.match_index if progress is not None else 0
+
+    def needed_after(self) -> int | None:
+        """Leader: the entry after which peers that are being caught up still need all; None: nobody.
+
+        Who was not heard for NEEDED_MS_MAX is not waited for.
+        """
+        seat = self._seat
+        if not seat.raft.is_leader:
+            return None
+        since_ms = seat.now_ms() - NEEDED_MS_MAX
+        reached = [
+            progress.match_index if progress.snapshot is None else progress.snapshot.index
+            for peer, progress in seat.peers.items()
+            if peer in seat.connected and progress.heard_ms > since_ms
+        ]
+        return min((index for index in reached if index > 0), default=None)
 
     def transfer(self, peer: str) -> bool:
         """Leader: ask this voter to take over. False: it does not hold everything yet."""

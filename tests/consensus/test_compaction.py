@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from quorumesh.v1.peer_pb2 import AppendReply, Frame, SnapshotReply
+
 from consensus import compaction
 from consensus.compaction import checkpoint_at_once
 from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.ledger import Ledger
 from consensus.snapshots import Snapshots
-from tests.consensus.cluster import Cluster
-from tests.consensus.test_autopilot import founded
+from tests.consensus.cluster import Cluster, MemoryEnd
+from tests.consensus.test_autopilot import admit, founded
 from tests.consensus.test_cores import accepted, submit
 
 
@@ -96,3 +98,78 @@ def test_a_copy_being_sent_stays_readable_when_a_newer_one_has_replaced_it(tmp_p
     assert not first.path.exists()
     assert b"".join(first.read(at, 1_000) for at in range(0, len(whole), 1_000)) == whole
     ledger.close()
+
+
+class SlowJoiner:
+    """Answers all the time that it has nothing yet, as one does whose copy takes long."""
+
+    def __init__(self, end: MemoryEnd) -> None:
+        self.end = end
+        self.copies: set[int] = set()
+
+    def link_up(self, peer: str) -> None: ...
+
+    def link_down(self, peer: str) -> None: ...
+
+    def frame_received(self, peer: str, frame: Frame) -> None:
+        if frame.HasField("append"):
+            reply = AppendReply(next_index=1, reset=True)
+            self.end.send(peer, Frame(term=frame.term, append_reply=reply))
+        elif frame.HasField("snapshot"):
+            self.copies.add(frame.snapshot.index)
+            chunk = SnapshotReply(index=frame.snapshot.index, next_offset=0)
+            self.end.send(peer, Frame(term=frame.term, snapshot_reply=chunk))
+
+
+def test_entries_after_a_copy_stay_while_a_peer_is_receiving_it(tmp_path: Path) -> None:
+    cluster = founded(tmp_path, compact_entries=20, keep_entries=5, segment_bytes_max=4_096)
+    fill(cluster, 1, 100)
+    admit(cluster, "n2")
+    end = MemoryEnd(cluster.wires, "n2")
+    joiner = SlowJoiner(end)
+    end.bind(joiner)
+    end.set_peers({"n1": "n1"})
+    cluster.world.run(lambda: bool(joiner.copies))
+
+    core = fill(cluster, 101, 400)
+
+    [index] = joiner.copies
+    assert core.compaction.done_count > 5
+    assert core.journal.base_index <= index < core.applied_index - 250
+    cluster.wires.disconnect("n1", "n2")
+    fill(cluster, 401, 500)
+    assert core.journal.base_index > index
+
+
+class FullDisk:
+    """Blocking work that always finds the disk full."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        self.count += 1
+        done(sqlite3.OperationalError("database or disk is full"))
+
+
+def test_a_copy_that_failed_is_not_tried_again_at_once(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path)
+    path, disk = directory.prepare(), FullDisk()
+    snapshots = Snapshots(
+        directory, background=disk, ledger_path=lambda: path, replace=lambda copy, index: None
+    )
+    for _ in range(150):
+        snapshots.request()
+
+    assert disk.count == 2
+    assert list(directory.snapshots.iterdir()) == []
+
+
+def test_copies_of_an_earlier_life_are_removed_at_the_start(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path)
+    directory.prepare()
+    (directory.snapshots / "snapshot-9-1.db").write_bytes(b"old")
+
+    directory.prepare()
+
+    assert list(directory.snapshots.iterdir()) == []

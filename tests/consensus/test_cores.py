@@ -5,10 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from quorumesh.v1.ledger_pb2 import AddToken, Admit, Command, Outcome, Submit
+from quorumesh.v1.ledger_pb2 import (
+    AddToken,
+    Admit,
+    Barrier,
+    Command,
+    Entry,
+    Outcome,
+    Proposal,
+    Submit,
+)
 from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
 
-from consensus.errors import ConsensusError, Unavailable
+from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
+from consensus.ledger import APPLY_VERSION
+from consensus.ledger.results import CannotApply
 from tests.consensus.cluster import Cluster, Result
 
 
@@ -208,3 +219,45 @@ def test_outcomes_proposed_while_leaders_change_come_back_once(tmp_path: Path) -
 
     assert all(accepted(answer) for answer in answers)
     assert holds_all(cluster, 50)
+
+
+def test_a_deposed_leader_answers_no_barrier_before_it_has_seen_what_others_wrote(
+    tmp_path: Path,
+) -> None:
+    cluster = three(tmp_path)
+    old = cluster.wait_leader()
+    others = [n for n in sorted(cluster.cores) if n != old.config.node_id]
+    for other in others:
+        cluster.wires.cut(old.config.node_id, other)
+    barriers: list[Result] = []
+    deadline_ms = cluster.world.monotonic_ms() + 20_000
+    old.propose([Command(barrier=Barrier())], deadline_ms=deadline_ms, done=barriers.append)
+    old.propose(
+        [Command(barrier=Barrier())],
+        deadline_ms=cluster.world.monotonic_ms() + 1_000,
+        done=barriers.append,
+    )
+
+    [written] = accepted(cluster.propose(others[0], submit(1)))
+    cluster.world.run_for(2_000)
+    [late] = barriers
+    assert isinstance(late, OutcomeUnknown)
+    cluster.wires.heal()
+    cluster.world.run(lambda: len(barriers) == 2)
+
+    [outcome] = accepted(barriers[1])
+    assert outcome.revision > written.revision
+    assert old.reader.counts().task_count == 1
+
+
+def test_an_entry_of_a_newer_version_stops_the_node_and_changes_nothing(tmp_path: Path) -> None:
+    cluster = three(tmp_path)
+    leader = cluster.wait_leader()
+    before = {name: core.ledger.applied_index for name, core in cluster.cores.items()}
+    entry = Entry(apply_version=APPLY_VERSION + 1, proposals=[Proposal(command=submit(1))])
+    assert leader.engine.append(b"\x00" + entry.SerializeToString()) is not None
+
+    with pytest.raises(CannotApply):
+        cluster.world.run_for(1_000)
+
+    assert {name: core.ledger.applied_index for name, core in cluster.cores.items()} == before
