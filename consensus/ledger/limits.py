@@ -48,4 +48,5 @@ TOKEN_TTL_MS_MAX = 3_600_000
 
 PAGE_MAX = 1_000
 READY_WINDOW_MAX = 512  # ready subtasks of one class kept in memory
+READY_READ_MAX = 128  # of one class read at once
 CACHED_ROWS_MAX = 50_000  # rows kept in memory between entries

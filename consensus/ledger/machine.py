@@ -162,7 +162,7 @@ class Ledger:
         return self._next_due[0]
 
     def _find_next_due(self) -> int | None:
-        due = [s.lease_until_ms for s in self._store.sessions.values() if s.held]
+        due = [s.lease_until_ms for s in self._store.holders.values()]
         rows = self._db.execute(
             "SELECT (SELECT min(due_ms) FROM subtask WHERE due_ms IS NOT NULL),"
             " (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL)"

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from consensus.ledger.limits import READY_WINDOW_MAX
+from consensus.ledger.limits import READY_READ_MAX, READY_WINDOW_MAX
 from consensus.ledger.records import Bug, Requirement
 
 Key = tuple[int, int]  # band, ref
@@ -65,11 +65,11 @@ class ReadySet:
             rows = self._db.execute(
                 "SELECT band, ref FROM subtask INDEXED BY subtask_ready"
                 " WHERE class_id=? AND state=3 ORDER BY band, ref LIMIT ?",
-                (class_id, READY_WINDOW_MAX),
+                (class_id, READY_READ_MAX),
             ).fetchall()
             rows.reverse()
             window.keys = rows
-            window.is_whole = len(rows) < READY_WINDOW_MAX
+            window.is_whole = len(rows) < READY_READ_MAX
         if window.keys:
             return window.keys[-1]
         self.active.pop(class_id, None)

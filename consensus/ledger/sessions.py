@@ -85,10 +85,13 @@ def _opened(store: Store, session: Session) -> Outcome:
 
 def _forget_idle(store: Store) -> None:
     idle_ms = store.meta.counted_ms - limits.SESSION_IDLE_MS
-    for name in sorted(store.sessions):
-        session = store.sessions[name]
-        if session.held == 0 and session.slots == 0 and session.active_ms <= idle_ms:
-            store.forget_session(name)
+    idle = [
+        name
+        for name, session in store.sessions.items()
+        if session.active_ms <= idle_ms and session.held == 0 and session.slots == 0
+    ]
+    for name in sorted(idle):
+        store.forget_session(name)
 
 
 def _current(store: Store, name: bytes, epoch: int) -> Session:
@@ -161,6 +164,8 @@ def grant_all(store: Store, step: Step) -> None:
 
     Each grant is one step: a subtask whose grant meets a bug is put off, and the others go on.
     """
+    if not store.ready.active or not store.free:
+        return
     for _ in range(limits.FAULTS_PER_ENTRY_MAX):
         faulty = _grant_until_fault(store, step)
         if faulty is None:
@@ -171,8 +176,10 @@ def grant_all(store: Store, step: Step) -> None:
 def _grant_until_fault(store: Store, step: Step) -> int | None:
     """The subtask whose grant met a bug; then all that was read of the store is out of date."""
     ready = store.ready
-    heads, workers = _match(store)
-    while heads:
+    free = list(store.free.values())
+    left = sum(session.free for session in free)
+    heads, workers = _match(store, free)
+    while heads and left:
         (band, ref), class_id = heads[0]
         session = _least_loaded(store, workers[class_id])
         if session is None:
@@ -180,6 +187,7 @@ def _grant_until_fault(store: Store, step: Step) -> int | None:
             continue
         if not step(partial(_grant, store, ref, session)):
             return ref
+        left -= 1
         ready.drop_head(class_id, (band, ref))
         following = ready.head(class_id, store.flush)
         if following is None:
@@ -193,14 +201,11 @@ Heads = list[tuple[tuple[int, int], int]]  # a heap: the best key of a class, an
 Able = dict[int, list[tuple[int, int, bytes]]]  # per class a heap: held, granted fence, session
 
 
-def _match(store: Store) -> tuple[Heads, Able]:
+def _match(store: Store, free: list[Session]) -> tuple[Heads, Able]:
     """The classes that have something ready and somebody free to take it."""
     heads: Heads = []
     workers: Able = {}
     ready = store.ready
-    if not ready.active:
-        return heads, workers
-    free = [session for session in store.sessions.values() if session.slots > session.held]
     for class_id in list(ready.active) if free else ():
         members = store.classes[class_id].sessions
         able = [(s.held, s.granted_fence, s.session) for s in free if s.session in members]

@@ -161,6 +161,8 @@ class Store:
         self.touched: dict[int, None] = {}  # tasks with an event in this entry
         self.meta = Meta(*self.db.execute(SELECT_META).fetchone())
         self.sessions: dict[bytes, Session] = {}
+        self.holders: dict[bytes, Session] = {}  # those that hold something
+        self.free: dict[bytes, Session] = {}  # those that have a free slot
         self.classes: dict[int, Requirement] = {}
         self.class_ids: dict[tuple[str, bytes], int] = {}
         for class_id, skill, labels in self.db.execute(
@@ -333,7 +335,19 @@ class Store:
         self._changed_ballots[ballot.ref] = ballot
 
     def mark_session(self, session: Session) -> None:
-        self._changed_sessions[session.session] = session
+        name = session.session
+        self._changed_sessions[name] = session
+        self._sort_in(name, session)
+
+    def _sort_in(self, name: bytes, session: Session) -> None:
+        if session.held:
+            self.holders[name] = session
+        else:
+            self.holders.pop(name, None)
+        if session.slots > session.held:
+            self.free[name] = session
+        else:
+            self.free.pop(name, None)
 
     def know_session(self, session: Session) -> None:
         """Take up a session's profile, and match it with every class."""
@@ -341,6 +355,7 @@ class Store:
         session.skills = frozenset(hello.skills)
         session.labels = frozenset((label.key, label.value) for label in hello.labels)
         self.sessions[session.session] = session
+        self._sort_in(session.session, session)
         for requirement in self.classes.values():
             if requirement.is_met_by(session):
                 requirement.sessions[session.session] = session

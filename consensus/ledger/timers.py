@@ -34,9 +34,7 @@ def fire_due(store: Store, step: Step) -> None:
 def _expire_leases(store: Store, step: Step, limit: int) -> int:
     now_ms = store.meta.counted_ms
     due = sorted(
-        (s.lease_until_ms, s.session)
-        for s in store.sessions.values()
-        if s.held and s.lease_until_ms <= now_ms
+        (s.lease_until_ms, s.session) for s in store.holders.values() if s.lease_until_ms <= now_ms
     )
     fired = 0
     for _, name in due:
