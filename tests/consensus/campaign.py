@@ -36,8 +36,9 @@ from tests.consensus.cluster import Cluster, Result
 
 ANSWER_MS_MAX = 1_500
 SLOTS = 3
-FAULTS = ("kill", "cut", "isolate", "blip", "kill_all", "join")
-WEIGHTS = (6, 5, 4, 6, 1, 3)
+FAULTS = ("kill", "cut", "isolate", "blip", "kill_all", "join", "slow", "full")
+WEIGHTS = (6, 5, 4, 6, 1, 3, 3, 3)
+PAGES_MAX = 1_000_000
 
 
 class Witness:
@@ -66,13 +67,13 @@ class Worker:
 class Campaign:
     """One life of a mesh. `run()` raises AssertionError at what must not be."""
 
-    def __init__(self, root: Path, seed: int, *, fault_ms: int = 4_000) -> None:
+    def __init__(self, root: Path, seed: int, *, fault_ms: int = 3_500) -> None:
         self.chance = random.Random(seed * 6_007 + 5)
         self.cluster = Cluster(
             root, seed=seed, compact_entries=25, keep_entries=6, segment_bytes_max=4_096
         )
         self.world = self.cluster.world
-        self.end_ms = self.world.monotonic_ms() + 4_000 + fault_ms
+        self.end_ms = self.world.monotonic_ms() + 2_000 + fault_ms
         self.digests: dict[int, bytes] = {}
         self.fences: dict[int, list[int]] = {}
         self.acknowledged: set[bytes] = set()
@@ -161,11 +162,25 @@ class Campaign:
                 self._kill(node_id)
         elif kind == "join" and len(self.admitted) < 5:
             self.join(f"n{len(self.admitted) + 1}")
+        elif kind == "slow" and nodes:
+            self.cluster.slow_down(one, (2_000, self.chance.choice((10_000, 80_000))))
+        elif kind == "full" and nodes:
+            self._fill_disk(self.cluster.cores[one])
         elif kind == "isolate":
             self._cut([(one, node_id) for node_id in self.admitted if node_id != one])
         elif kind in ("cut", "blip") and one != other:
             self._cut([(one, other)], heal_ms=5 if kind == "blip" else None)
         self._after(int(self.chance.expovariate(1 / 500)) + 1, self._fault)
+
+    def _fill_disk(self, core: Core) -> None:
+        """The ledger's file may not grow any more, until somebody makes room."""
+        (pages,) = core.ledger.connection.execute("PRAGMA page_count").fetchone()
+        core.ledger.connection.execute(f"PRAGMA max_page_count={pages}").fetchone()
+        self._after(int(self.chance.expovariate(1 / 1_000)) + 1, lambda: self._make_room(core))
+
+    def _make_room(self, core: Core) -> None:
+        if self.cluster.cores.get(core.config.node_id) is core:
+            core.ledger.connection.execute(f"PRAGMA max_page_count={PAGES_MAX}").fetchone()
 
     def _cut(self, pairs: list[tuple[str, str]], *, heal_ms: int | None = None) -> None:
         for one, other in pairs:
@@ -182,6 +197,9 @@ class Campaign:
         for node_id in sorted(self.dead):
             self._restart(node_id)
         self.world.run(lambda: all(n in self.told for n in self.admitted[1:]))
+        for node_id, core in self.cluster.cores.items():
+            self.cluster.slow_down(node_id, (100, 400))
+            self._make_room(core)
         self.cluster.wires.heal()
 
     # Clients and workers.

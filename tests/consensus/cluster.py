@@ -144,6 +144,7 @@ class LateBackground:
 
     world: World
     is_alive: bool = True
+    delay_us: tuple[int, int] = (100, 400)
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         def finish() -> None:
@@ -156,7 +157,7 @@ class LateBackground:
                 error = failure
             done(error)
 
-        self.world.after(self.world.rng.randrange(100, 400), finish)
+        self.world.after(self.world.rng.randrange(*self.delay_us), finish)
 
 
 class Cluster:
@@ -208,6 +209,10 @@ class Cluster:
         if background.is_alive:
             core.turn()
             self.world.after(TICK_MS * 1_000, lambda: self._tick(core, background))
+
+    def slow_down(self, node_id: str, delay_us: tuple[int, int]) -> None:
+        """From now on the node's disk takes so long for each sync and copy."""
+        self._backgrounds[node_id].delay_us = delay_us
 
     def kill(self, node_id: str) -> None:
         """As kill -9 does: nothing more is written or said."""
