@@ -8,6 +8,7 @@ so arriving twice has the effect of arriving once.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ PROPOSALS_WAITING_MAX = 50_000
 PROPOSALS_BYTES_MAX = 128 << 20  # of all that waits; the last batch taken in may go beyond it
 ENTRY_UNITS_MAX = 1_000
 ENTRY_BYTES_MAX = 900_000
+FINISHED_KEPT_MAX = 1_000  # finished batches that the heap of deadlines may hold beside open ones
 UNIT_BYTES = 160  # a submit counts one unit for each so many bytes of its task, about a subtask
 
 Done = Callable[[list[Outcome] | ConsensusError], None]
@@ -31,6 +33,7 @@ class Batch:
     """Commands proposed together; `done` is called once, with all outcomes or an error."""
 
     deadline_ms: int
+    first_sequence: int
     done: Done
     outcomes: list[Outcome | None]
     open_count: int
@@ -56,7 +59,8 @@ class Proposals:
     _sequence: int = 0
     _waiting: dict[int, Waiting] = field(default_factory=dict)
     _unsent: deque[int] = field(default_factory=deque)
-    _batches: deque[Batch] = field(default_factory=deque)
+    _batches: list[tuple[int, int, Batch]] = field(default_factory=list)  # a heap by deadline
+    _open_count: int = 0  # batches that still wait
     _unfit: list[int] = field(default_factory=list)
     _waiting_bytes: int = 0
 
@@ -69,7 +73,8 @@ class Proposals:
         One that no entry can hold never gets near the log: its outcome is VALUE_TOO_LARGE.
         """
         assert commands
-        batch = Batch(deadline_ms, done, [None] * len(commands), len(commands))
+        first = self._sequence + 1
+        batch = Batch(deadline_ms, first, done, [None] * len(commands), len(commands))
         for position, command in enumerate(commands):
             self._sequence += 1
             proposal = Proposal(
@@ -83,7 +88,8 @@ class Proposals:
                 self._unfit.append(self._sequence)
             else:
                 self._unsent.append(self._sequence)
-        self._batches.append(batch)
+        heapq.heappush(self._batches, (deadline_ms, first, batch))
+        self._open_count += 1
 
     def has_room(self, count: int) -> bool:
         if self._waiting_bytes > PROPOSALS_BYTES_MAX:
@@ -140,6 +146,7 @@ class Proposals:
         batch.open_count -= 1
         if batch.open_count == 0 and not batch.is_over:
             batch.is_over = True
+            self._open_count -= 1
             batch.done([outcome for outcome in batch.outcomes if outcome is not None])
 
     def expire(self, now_ms: int) -> None:
@@ -147,29 +154,34 @@ class Proposals:
         unfit, self._unfit = self._unfit, []
         for sequence in unfit:
             self.settle(sequence, too_large())
-        late = [
-            batch for batch in self._batches if not batch.is_over and batch.deadline_ms <= now_ms
-        ]
-        if late:
-            self._drop(late)
-            for batch in late:
-                batch.done(self._late_error(batch))
-        if len(self._batches) > 64 or late:
-            self._batches = deque(batch for batch in self._batches if not batch.is_over)
+        late: list[Batch] = []
+        while self._batches and (self._batches[0][2].is_over or self._batches[0][0] <= now_ms):
+            batch = heapq.heappop(self._batches)[2]
+            if not batch.is_over:
+                self._drop(batch)
+                late.append(batch)
+        if len(self._batches) > 2 * self._open_count + FINISHED_KEPT_MAX:
+            self._batches = [item for item in self._batches if not item[2].is_over]
+            heapq.heapify(self._batches)
+        for batch in late:
+            batch.done(self._late_error(batch))
 
     def fail_all(self, error: ConsensusError) -> None:
         """The node stops: nobody waits any longer."""
-        batches = [batch for batch in self._batches if not batch.is_over]
-        self._drop(batches)
+        batches = [batch for _, _, batch in sorted(self._batches) if not batch.is_over]
         self._batches.clear()
+        for batch in batches:
+            self._drop(batch)
         for batch in batches:
             batch.done(OutcomeUnknown(str(error)) if batch.was_sent else error)
 
-    def _drop(self, batches: list[Batch]) -> None:
-        for batch in batches:
-            batch.is_over = True
-        for sequence in [s for s, waiting in self._waiting.items() if waiting.batch.is_over]:
-            self._waiting_bytes -= self._waiting.pop(sequence).size_bytes
+    def _drop(self, batch: Batch) -> None:
+        batch.is_over = True
+        self._open_count -= 1
+        for sequence in range(batch.first_sequence, batch.first_sequence + len(batch.outcomes)):
+            waiting = self._waiting.pop(sequence, None)
+            if waiting is not None:
+                self._waiting_bytes -= waiting.size_bytes
 
     @staticmethod
     def _late_error(batch: Batch) -> ConsensusError:

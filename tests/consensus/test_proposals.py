@@ -5,7 +5,13 @@ from __future__ import annotations
 from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome, Submit
 
 from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
-from consensus.proposals import ENTRY_BYTES_MAX, ENTRY_UNITS_MAX, PROPOSALS_WAITING_MAX, Proposals
+from consensus.proposals import (
+    ENTRY_BYTES_MAX,
+    ENTRY_UNITS_MAX,
+    FINISHED_KEPT_MAX,
+    PROPOSALS_WAITING_MAX,
+    Proposals,
+)
 
 Result = list[Outcome] | ConsensusError
 
@@ -96,3 +102,25 @@ def test_a_refused_proposal_is_sent_again() -> None:
     proposals.put_back([2])
 
     assert take(proposals) == [2]
+
+
+def test_batches_give_up_in_the_order_of_their_deadlines_and_finished_ones_are_forgotten() -> None:
+    proposals, results = Proposals(incarnation=7), list[Result]()
+    barrier = [Command(barrier=Barrier())]
+    for deadline_ms in (300, 100, 200):
+        proposals.add(barrier * 2, deadline_ms=deadline_ms, done=results.append)
+
+    proposals.expire(150)
+    assert (len(results), len(proposals)) == (1, 4)
+    assert take(proposals) == [1, 2, 5, 6]
+    proposals.expire(250)
+    assert (len(results), len(proposals)) == (2, 2)
+    for sequence in (1, 2):
+        proposals.settle(sequence, Outcome())
+    assert not isinstance(results[-1], ConsensusError)
+
+    for _ in range(5_000):
+        proposals.add(barrier, deadline_ms=10**6, done=lambda _: None)
+        proposals.settle(take(proposals)[0], Outcome())
+        proposals.expire(400)
+    assert len(proposals._batches) <= FINISHED_KEPT_MAX + 1
