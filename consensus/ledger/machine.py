@@ -199,7 +199,8 @@ class Ledger:
     def _transact(
         self, index: int, term: int, stamp: tuple[int, int], work: Callable[[bool], list[Outcome]]
     ) -> Applied:
-        assert index == self.applied_index + 1, f"entry {index} after {self.applied_index}"
+        if index != self.applied_index + 1:
+            raise AssertionError(f"entry {index} after {self.applied_index}")
         self._next_due = None
         try:
             return self._attempt(index, term, stamp, lambda: work(False))

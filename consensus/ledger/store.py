@@ -431,15 +431,14 @@ class Store:
             self.ballots.clear()
             self.edges.clear()
 
-    def forget_task(self, seq: int) -> None:
+    def forget_task(self, task: Task) -> None:
         """Drop a deleted task's rows from memory."""
-        self.tasks.pop(seq, None)
-        for ref in [ref for ref in self.subtasks if ref >> REF_SHIFT == seq]:
-            del self.subtasks[ref]
-        for ref in [ref for ref in self.ballots if ref >> REF_SHIFT == seq]:
-            del self.ballots[ref]
-        for ref in [ref for ref in self.edges if ref >> REF_SHIFT == seq]:
-            del self.edges[ref]
+        self.tasks.pop(task.seq, None)
+        base = task.seq << REF_SHIFT
+        for ref in range(base + 1, base + task.next_n):
+            self.subtasks.pop(ref, None)
+            self.ballots.pop(ref, None)
+            self.edges.pop(ref, None)
 
     # The set of ready subtasks.
 

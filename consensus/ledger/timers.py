@@ -117,7 +117,7 @@ def _forget(store: Store, task: Task, budget: int) -> int:
         " (SELECT revision FROM task_event WHERE seq=? ORDER BY revision LIMIT ?)",
         (task.seq, task.seq, max(budget, 0)),
     ).rowcount
-    store.forget_task(task.seq)
+    store.forget_task(task)
     if budget > 0:
         store.db.execute("DELETE FROM task WHERE seq=?", (task.seq,))
         store.meta.task_count -= 1

@@ -6,6 +6,7 @@ a bound on the pages of the file.
 
 from __future__ import annotations
 
+import ast
 import sqlite3
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from quorumesh.v1 import values_pb2 as r
 from quorumesh.v1.ledger_pb2 import Cancel, Command
 from quorumesh.v1.tasks_pb2 import TaskEvent, TaskSpec
 
+import consensus.ledger as ledger_package
 from consensus.ledger import Applied, Ledger, invariants, limits
 from consensus.ledger.steps import DETERMINISTIC_ERRORS
 from tests.ledger.world import World, complete_command, entry_of, sub, submit_command
@@ -206,6 +208,25 @@ def test_errors_that_may_differ_between_nodes_are_never_taken_for_bugs() -> None
     ):
         assert not issubclass(error, DETERMINISTIC_ERRORS)
     assert issubclass(AssertionError, DETERMINISTIC_ERRORS)
+
+
+def test_apply_asserts_nothing_that_a_flag_could_switch_off() -> None:
+    found = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted(Path(ledger_package.__path__[0]).glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
+
+    assert found == []
+
+
+def test_an_entry_out_of_turn_stops_the_node() -> None:
+    world = World()
+    for index in (0, 2):
+        with pytest.raises(AssertionError, match="after 0"):
+            world.ledger.apply(index, 1, entry_of())
+    assert world.ledger.applied_index == 0
 
 
 def test_cancelling_a_task_with_a_fault_leaves_it_as_it_was(tmp_path: Path) -> None:
