@@ -137,7 +137,9 @@ class Snapshots:
             if not 0 < chunk.total_bytes <= SNAPSHOT_BYTES_MAX:
                 return 0
             incoming = self._begin(chunk)
-        if chunk.offset != incoming.offset or len(chunk.data) > CHUNK_BYTES_MAX:
+        count = len(chunk.data)
+        is_too_much = count > CHUNK_BYTES_MAX or incoming.offset + count > incoming.bytes_total
+        if chunk.offset != incoming.offset or is_too_much:
             return incoming.offset
         with open(incoming.path, "ab") as file:
             file.write(chunk.data)

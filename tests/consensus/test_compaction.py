@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from quorumesh.v1.peer_pb2 import AppendReply, Frame, SnapshotReply
+from quorumesh.v1.peer_pb2 import AppendReply, Frame, SnapshotChunk, SnapshotReply
 
 from consensus import compaction
 from consensus.compaction import checkpoint_at_once
@@ -173,3 +173,21 @@ def test_copies_of_an_earlier_life_are_removed_at_the_start(tmp_path: Path) -> N
     directory.prepare()
 
     assert list(directory.snapshots.iterdir()) == []
+
+
+def test_more_bytes_than_a_copy_has_are_not_taken(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path)
+    path = directory.prepare()
+    snapshots = Snapshots(
+        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+    )
+    chunk = SnapshotChunk(index=9, entry_term=1, data=b"12345", total_bytes=8, digest=b"d")
+    assert snapshots.receive(chunk) == 5
+
+    chunk.offset = 5
+
+    assert snapshots.receive(chunk) == 5
+    assert not snapshots.is_complete()
+    chunk.data = b"678"
+    assert snapshots.receive(chunk) == 8
+    assert snapshots.is_complete()
