@@ -23,7 +23,7 @@ from quorumesh.v1.mesh_pb2 import CreateTokenRequest
 
 from consensus.core import Ports, ReplicaConfig
 from consensus.errors import ConsensusError, Damaged
-from consensus.ledger import APPLY_VERSION, LEASE_MS
+from consensus.ledger import APPLY_VERSION, LEASE_MS, CannotApply
 from consensus.replica import Replica
 from mesh.client_errors import MeshError, Refused, Unreachable
 from mesh.errors import JoinFailed, TokenExpired, TokenMalformed
@@ -89,6 +89,10 @@ def run_node(config: NodeConfig) -> int:
         return run_on(factory, serve(config, loop_name=loop_name))
     except (ConfigError, TokenMalformed, TokenExpired) as error:
         return _say(str(error), EXIT_USAGE)
+    except CannotApply as error:
+        return _say(
+            f"the ledger here is of another release: {error}; upgrade quorumesh", EXIT_DAMAGED
+        )
     except (BootError, Damaged) as error:
         return _say(str(error), EXIT_DAMAGED)
     except (JoinFailed, Unreachable) as error:
@@ -116,7 +120,7 @@ async def serve(
         try:
             await node.run(ready)
         except ExceptionGroup as failed:
-            known, _ = failed.split((ConfigError, Damaged))
+            known, _ = failed.split((ConfigError, Damaged, CannotApply))
             if known is not None:
                 raise _first(known) from failed
             # The last place where anything may be caught: a bug ends the node, loudly.

@@ -80,7 +80,7 @@ async def _admit(method: str, context: Context) -> None:
 def _guarded(handler: Handler, method: str) -> Handler:
     codecs = {
         "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
+        "response_serializer": _serializer(handler.response_serializer),
     }
     if handler.unary_unary is not None:
         unary = _answering(handler.unary_unary, method)
@@ -94,6 +94,14 @@ def _guarded(handler: Handler, method: str) -> Handler:
     assert handler.stream_stream is not None
     stream = _streaming(handler.stream_stream, method)
     return grpc.stream_stream_rpc_method_handler(stream, **codecs)
+
+
+def _serializer(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    # A service may have made the bytes of a large reply already, off the loop.
+    def bytes_of(reply: Any) -> bytes:
+        return reply if isinstance(reply, bytes) or serialize is None else serialize(reply)
+
+    return bytes_of
 
 
 def _answering(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from quorumesh.v1.ledger_pb2 import Cancel, Command, Submit
 from quorumesh.v1.tasks_pb2 import (
@@ -47,7 +48,10 @@ PAGE_ROWS_DEFAULT = 100
 PAGE_ROWS_MAX = 1_000
 READ_REVISIONS = 64  # read from the ledger at once while a watcher catches up
 READ_EVENTS = 256  # likewise, of one task
-TASK_BYTES_MAX = 32 << 20  # of one reply, all outputs included
+TASK_BYTES_MAX = 63 << 20  # of one reply, all outputs included
+SUBTASKS_PER_PART = 128
+
+Whole = TypeVar("Whole", GetTaskReply, ResultReply)
 RESULT_MS_DEFAULT = 60_000
 
 
@@ -98,11 +102,13 @@ class TasksService(TasksServicer):
             at_least_revision=request.at_least_revision,
             linearizable=request.linearizable,
         )
-        task, revision = await self._whole(
-            request.task_id, subtasks=request.with_subtasks, outputs=request.with_outputs
+        reply = GetTaskReply(age_ms=self._replica.view().leader_age_ms)
+        return await self._whole(
+            request.task_id,
+            reply,
+            subtasks=request.with_subtasks,
+            outputs=request.with_outputs,
         )
-        age_ms = self._replica.view().leader_age_ms
-        return GetTaskReply(task=task, revision=revision, age_ms=age_ms)
 
     async def List(self, request: ListTasksRequest, context: Context) -> ListTasksReply:
         """A page of tasks, newest first."""
@@ -180,8 +186,7 @@ class TasksService(TasksServicer):
                         await ended
         except TimeoutError as error:
             raise Refusal("DEADLINE_EXCEEDED", "the task has not ended yet; ask again") from error
-        task, revision = await self._whole(request.task_id, outputs=True)
-        return ResultReply(task=task, revision=revision)
+        return await self._whole(request.task_id, ResultReply(), outputs=True)
 
     async def Cancel(self, request: CancelTaskRequest, context: Context) -> CancelTaskReply:
         """End a task now; its agents are told to stop. FINISHED when it had ended already."""
@@ -205,19 +210,18 @@ class TasksService(TasksServicer):
         return _found(self._replica.reader.task(task_id))
 
     async def _whole(
-        self, task_id: bytes, *, subtasks: bool = False, outputs: bool = False
-    ) -> tuple[TaskInfo, int]:
-        """A task with what was asked for beside it, and the revision that all of it is of."""
+        self, task_id: bytes, reply: Whole, *, subtasks: bool = False, outputs: bool = False
+    ) -> Whole:
+        """The reply with a task, what was asked for beside it, and the revision of all of it."""
 
-        def read(reader: Reader) -> tuple[TaskInfo | None, int]:
-            task = reader.task(task_id, with_subtasks=subtasks, with_outputs=outputs)
-            return task, reader.revision()
+        def read(reader: Reader) -> TaskInfo:
+            reply.revision = reader.revision()
+            return _found(reader.task(task_id, with_subtasks=subtasks, with_outputs=outputs))
 
         if self._task(task_id).subtask_count <= SUBTASKS_INLINE_MAX:
-            task, revision = read(self._replica.reader)
-        else:
-            task, revision = await self._reads.ask(read)
-        return _checked(_found(task)), revision
+            reply.task.CopyFrom(read(self._replica.reader))
+            return reply
+        return cast(Whole, await self._reads.ask(lambda reader: _packed(reply, read(reader))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +253,28 @@ def _found(task: TaskInfo | None) -> TaskInfo:
     return task
 
 
-def _checked(task: TaskInfo) -> TaskInfo:
-    size_bytes = task.ByteSize()
+def _packed(reply: GetTaskReply | ResultReply, task: TaskInfo) -> bytes:
+    """The bytes of a reply with a large task; the guard sends them as they are. For a thread.
+
+    Made of parts, for serialising all in one call would hold up the loop from any thread. Parsers
+    merge them: repeated fields add up, and so do embedded messages that come more than once.
+    """
+    parts: list[bytes] = []
+    for at in range(0, len(task.subtasks), SUBTASKS_PER_PART):
+        part = type(reply)()
+        part.task.subtasks.extend(task.subtasks[at : at + SUBTASKS_PER_PART])
+        parts.append(part.SerializeToString())
+    task.ClearField("subtasks")
+    reply.task.CopyFrom(task)
+    parts.append(reply.SerializeToString())
+    size_bytes = sum(map(len, parts))
     if size_bytes > TASK_BYTES_MAX:
         raise Refusal(
             "VALUE_TOO_LARGE",
             f"the task with all that was asked for has {size_bytes:,} bytes; at most "
             f"{TASK_BYTES_MAX:,} go into one reply: ask without outputs",
         )
-    return task
+    return b"".join(parts)
 
 
 def page_rows(page_size: int) -> int:

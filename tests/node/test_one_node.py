@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +28,14 @@ from consensus.errors import Unavailable
 from consensus.ledger import Applied, Ledger, Reader
 from mesh.credentials import CHANNEL_TLS_OPTIONS
 from mesh.ids import uuid7
-from node.api.errors import EXIT_BUG
+from node.api.errors import EXIT_BUG, EXIT_DAMAGED
 from node.api.feed import EVENTS_WAITING_MAX
 from node.api.reading import LongReads
 from tests.node.small_mesh import small_mesh, until
 
 pytestmark = pytest.mark.timeout(60)
 
+ROOT = Path(__file__).resolve().parents[2]
 # A client that does not read soon holds its stream up.
 NARROW = (*CHANNEL_TLS_OPTIONS, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16_384))
 
@@ -71,6 +73,26 @@ async def test_a_node_that_was_stopped_comes_back_as_itself_with_all_it_had(
         before.address,
     )
     assert f"start it with --advertise {before.address}" in caplog.text
+
+
+async def test_a_ledger_of_a_later_release_is_left_alone_in_one_line(tmp_path: Path) -> None:
+    async with small_mesh(tmp_path) as mesh:
+        node = await mesh.start("n1")
+        path = node.replica.core.ledger_path
+        await mesh.stop("n1")
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("UPDATE ledger SET schema_version = 99")
+    db.close()
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "node.cli.main", "node", "start", "--data", str(tmp_path / "n1"),
+        "--listen", "127.0.0.1:0", "--no-profile", cwd=ROOT, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate()
+
+    assert process.returncode == EXIT_DAMAGED
+    assert b"version 99 is needed" in said
+    assert said.count(b"\n") == 1, said
 
 
 class Broken:
