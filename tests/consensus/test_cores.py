@@ -261,3 +261,30 @@ def test_an_entry_of_a_newer_version_stops_the_node_and_changes_nothing(tmp_path
         cluster.world.run_for(1_000)
 
     assert {name: core.ledger.applied_index for name, core in cluster.cores.items()} == before
+
+
+def test_outcomes_that_a_copy_jumped_over_are_asked_for_again(tmp_path: Path) -> None:
+    cluster = three(tmp_path, compact_entries=20, keep_entries=5, segment_bytes_max=4_096)
+    leader = cluster.wait_leader()
+    away = next(n for n in sorted(cluster.cores) if n != leader.config.node_id)
+    other = next(n for n in sorted(cluster.cores) if n not in (away, leader.config.node_id))
+    answers: list[Result] = []
+    deadline_ms = cluster.world.monotonic_ms() + 60_000
+    cluster.cores[away].propose(
+        [submit(1), submit(2)], deadline_ms=deadline_ms, done=answers.append
+    )
+    cluster.world.run(lambda: leader.reader.counts().task_count == 2)
+    for peer in (leader.config.node_id, other):
+        cluster.wires.cut(away, peer)
+    assert answers == []
+    cluster.world.run_for(6_000)  # longer than a leader holds entries back for a silent peer
+    for number in range(3, 124):
+        accepted(cluster.propose(leader.config.node_id, submit(number)))
+
+    cluster.wires.heal()
+    cluster.world.run(lambda: bool(answers))
+
+    assert len(accepted(answers[0])) == 2
+    assert cluster.cores[away].snapshots.installed_count == 1
+    cluster.world.run(cluster.agree)
+    assert holds_all(cluster, 123)
