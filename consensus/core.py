@@ -172,6 +172,8 @@ class Core:
         if kind == REGULAR:
             entry = Entry.FromString(body)
             applied = self.ledger.apply(index, term, entry)
+            for fault in applied.faults:
+                log.error("a bug in apply at revision %d was put off: %s", index, fault)
             self.counted.at_least(applied.counted_ms)
             for proposal, outcome in zip(entry.proposals, applied.outcomes, strict=True):
                 if proposal.incarnation == self.proposals.incarnation:
