@@ -71,15 +71,23 @@ class LedgerDirectory:
         self._point_at(name)
 
     def replace_ledger(self, copy: Path, index: int) -> Path:
-        """Make a verified, synced copy the ledger in force; returns its new path. Survives any crash."""
+        """Make a verified, synced copy the ledger in force; returns its new path. Survives any crash.
+
+        The ledger that was in force stays until the next time, for those who still read it; older
+        ones are removed.
+        """
         name = f"ledger-{index}"
         folder = self.root / name
+        before = (self.root / "CURRENT").read_bytes().decode("ascii", "replace").strip()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         target = folder / "ledger.db"
         os.replace(copy, target)
         sync_directory(folder)
         self._point_at(name)
+        for other in self.root.glob("ledger-*"):
+            if other.name not in (name, before):
+                shutil.rmtree(other, ignore_errors=True)
         return target
 
     def _point_at(self, name: str) -> None:
