@@ -114,10 +114,10 @@ class Proposer:
         seen = sum(1 for voter in others if self._is_up(voter)) + (len(others) < len(view.voters))
         if seen * 2 > len(view.voters):
             return ""
-        return (
-            f"read-only: this node reaches {seen} of {len(view.voters)} voters and has not heard "
-            f"a leader for {view.leader_age_ms / 1_000:.1f} s"
-        )
+        why = f"read-only: this node reaches {seen} of {len(view.voters)} voters"
+        if view.leader_age_ms < 1_000:
+            return why  # it led until just now
+        return f"{why} and has not heard a leader for {view.leader_age_ms / 1_000:.1f} s"
 
     def _check_majority(self) -> None:
         why = self.minority()
