@@ -60,7 +60,8 @@ def entries_received(seat: Seat, peer: str, term: int, append: AppendEntries) ->
     commit = min(append.commit_index, verified)
     if commit > raft.commit_index:
         raft.commit_index = commit
-    _answer(seat, peer, verified=verified)
+    if entries or not seat.has_just_answered(peer, verified):
+        _answer(seat, peer, verified=verified)
 
 
 def assert_sound(append: AppendEntries) -> None:
@@ -102,7 +103,8 @@ def _first_of_term(seat: Seat, index: int) -> int:
 def _answer(seat: Seat, peer: str, *, verified: int) -> None:
     offset = 0 if verified <= seat.journal.synced_index else seat.journal.written_offset
     reply = AppendReply(next_index=verified + 1, success=True)
-    seat.say(peer, Frame(append_reply=reply), needs_offset=offset)
+    if seat.say(peer, Frame(append_reply=reply), needs_offset=offset):
+        seat.answered = (peer, verified, seat.now_ms())
 
 
 def _back_up(seat: Seat, peer: str, next_index: int) -> None:

@@ -85,6 +85,7 @@ class Seat:
         self.is_leader_lost = False
         self.is_removed = False
         self.leader_heard_ms = NEVER_MS
+        self.answered: tuple[str, int, int] = ("", 0, NEVER_MS)  # to whom, up to where, when
         self.counters = Counters()
 
     def now_ms(self) -> int:
@@ -107,6 +108,14 @@ class Seat:
         if self.is_leader_lost:
             return False
         return self.now_ms() - self.leader_heard_ms < self.config.election_ms_min
+
+    def has_just_answered(self, peer: str, verified: int) -> bool:
+        """Whether the leader was told the same so lately that a new commit needs no answer.
+
+        A probe whose answer is left out for this is sent again after a heartbeat.
+        """
+        since_ms = self.now_ms() - self.config.heartbeat_ms // 2
+        return self.answered[:2] == (peer, verified) and self.answered[2] > since_ms
 
     def say(self, peer: str, frame: Frame, *, needs_offset: int = 0) -> bool:
         """Send a frame in this term once the journal is durable up to the offset it needs."""
