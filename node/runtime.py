@@ -99,6 +99,8 @@ def run_node(config: NodeConfig) -> int:
         return _say(str(error), EXIT_UNAVAILABLE)
     except (Refused, MeshError) as error:
         return _say(str(error), EXIT_REFUSED)
+    finally:
+        _let_go_of_output()
 
 
 async def serve(
@@ -360,6 +362,17 @@ def _print(line: str) -> None:
     # A terminal that is gone or a full disk under a redirected output must not end the node.
     with contextlib.suppress(OSError):
         print(line, flush=True)
+
+
+def _let_go_of_output() -> None:
+    """Drop what an output no longer takes: the interpreter would end with a code of its own for it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _say(why: str, code: int) -> int:
