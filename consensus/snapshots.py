@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from quorumesh.v1.peer_pb2 import SnapshotChunk
 
@@ -184,7 +185,7 @@ def copy_ledger(source: Path, folder: Path) -> SnapshotFile:
     """Copy a live ledger into `folder`. Blocks: for a thread."""
     partial = folder / PARTIAL
     partial.unlink(missing_ok=True)
-    reading = sqlite3.connect(f"file:{source}?mode=ro", uri=True, isolation_level=None)
+    reading = sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True, isolation_level=None)
     with contextlib.closing(reading):
         reading.execute("BEGIN")
         index, term = applied_of(reading)
@@ -205,7 +206,9 @@ def copy_ledger(source: Path, folder: Path) -> SnapshotFile:
 def verify_copy(path: Path, *, index: int, term: int) -> None:
     """Damaged unless the file is a sound database of exactly this revision."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as reading:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+        ) as reading:
             found = applied_of(reading)
             sound = reading.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as error:

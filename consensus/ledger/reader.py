@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from quorumesh.v1.ledger_pb2 import EventBatch, HeldClaim
 from quorumesh.v1.locks_pb2 import LockInfo
@@ -51,7 +52,7 @@ class Reader:
     @classmethod
     def open(cls, path: str) -> Reader:
         """A read-only connection to the ledger at path."""
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        db = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
         db.execute("PRAGMA query_only=1")
         return cls(db, owns=True)
 

@@ -99,7 +99,12 @@ def judge(
     counted = [status.counted_ms for status in seen.values()] or [0]
     spread_ms = max(counted) - min(counted)
     yield Finding("clock", spread_ms <= CLOCK_SPREAD_MS_MAX, f"counted time within {spread_ms} ms")
-    workers = {worker.name for status in seen.values() for worker in status.workers if worker.open}
+    workers = {
+        (worker.node_id, worker.name)
+        for status in seen.values()
+        for worker in status.workers
+        if worker.open
+    }
     advice = "" if workers else "; start a node with --agents MODULE"
     yield Finding("workers", bool(workers), f"{len(workers)} open{advice}")
     versions = sorted({status.version for status in seen.values()})

@@ -36,7 +36,7 @@ _NEXT_OF_REASON = {
     "NOT_FOUND": "see the ids with: mesh tasks",
     "FINISHED": "see how it ended with: mesh task show ID",
     "OVERLOADED": "try again later",
-    "VALUE_TOO_LARGE": "keep each input and output within 65,536 bytes",
+    "VALUE_TOO_LARGE": "an input or output has at most 65,536 bytes, a whole task 850,000",
     "PERMISSION_DENIED": "use a certificate of this mesh (--profile)",
     "TOKEN_USED": "make a new one with: mesh join-token",
     "TOKEN_EXPIRED": "make a new one with: mesh join-token",

@@ -288,3 +288,14 @@ def test_outcomes_that_a_copy_jumped_over_are_asked_for_again(tmp_path: Path) ->
     assert cluster.cores[away].snapshots.installed_count == 1
     cluster.world.run(cluster.agree)
     assert holds_all(cluster, 123)
+
+
+def test_a_folder_with_signs_of_uris_in_its_name_works_like_any_other(tmp_path: Path) -> None:
+    cluster = three(tmp_path / "50% of #1?", compact_entries=20)
+
+    for number in range(1, 41):
+        accepted(cluster.propose("n2", submit(number)))
+    cluster.world.run(cluster.agree)
+
+    assert holds_all(cluster, 40)
+    assert cluster.wait_leader().compaction.done_count > 0
