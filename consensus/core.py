@@ -110,6 +110,7 @@ class Core:
         self._led_term = 0
         self._seen_leader: tuple[str, int] = ("", 0)
         self._timer_index = 0
+        self._led_ms = ports.clock.monotonic_ms()  # when it last led itself; at first: its start
         self._apply_due = False
         self.trouble = ""
         ports.link.bind(self)
@@ -234,6 +235,7 @@ class Core:
         if self.engine.failed is not None:
             self.trouble = f"storage failed: {self.engine.failed}"
         elif self.engine.role == "leader":
+            self._led_ms = now_ms
             self._lead()
         else:
             self.forwarding.send_to_leader()
@@ -335,7 +337,7 @@ class Core:
         """Counters and states for status, cheap to ask for."""
         engine, now_ms = self.engine, self._ports.clock.monotonic_ms()
         leads = engine.role == "leader"
-        age_ms = 0 if leads else max(0, now_ms - engine.leader_heard_ms)
+        age_ms = 0 if leads else max(0, now_ms - max(engine.leader_heard_ms, self._led_ms))
         heard = leads or (self._ports.link.is_up(engine.leader_id) and age_ms <= HEARD_MS_MAX)
         return ReplicaView(
             node_id=self.config.node_id,

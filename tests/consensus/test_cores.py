@@ -183,6 +183,7 @@ def test_a_leader_that_is_cut_off_calls_itself_read_only_within_three_seconds(
             cluster.wires.cut(leader.config.node_id, other)
 
     cluster.world.run(lambda: not leader.view().writable, ms_max=3_000)
+    assert leader.view().leader_age_ms <= 3_000
 
     other = next(n for n in cluster.cores if n != leader.config.node_id)
     accepted(cluster.propose(other, submit(1)))
