@@ -110,7 +110,8 @@ class Core:
         self._led_term = 0
         self._seen_leader: tuple[str, int] = ("", 0)
         self._timer_index = 0
-        self._led_ms = ports.clock.monotonic_ms()  # when it last led itself; at first: its start
+        # When it surely still led, with a majority that heard it; at first: its start.
+        self._led_ms = ports.clock.monotonic_ms()
         self._apply_due = False
         self.trouble = ""
         ports.link.bind(self)
@@ -140,8 +141,10 @@ class Core:
         voters = dict(self.ledger.voters()) or dict(config.joined_voters)
         if not voters and config.founding is not None:
             voters = {config.node_id: config.address}
+        engine_config = EngineConfig(node_id=config.node_id, voters=voters)
+        self._fallback_ms = engine_config.leader_fallback_ms
         return Engine(
-            EngineConfig(node_id=config.node_id, voters=voters),
+            engine_config,
             link=self._ports.link,
             clock=self._ports.clock,
             journal=self.journal,
@@ -235,7 +238,7 @@ class Core:
         if self.engine.failed is not None:
             self.trouble = f"storage failed: {self.engine.failed}"
         elif self.engine.role == "leader":
-            self._led_ms = now_ms
+            self._led_ms = max(self._led_ms, now_ms - self._fallback_ms)
             self._lead()
         else:
             self.forwarding.send_to_leader()

@@ -11,7 +11,7 @@ from quorumesh.v1.ledger_pb2 import Command, Outcome
 
 from consensus.errors import OutcomeUnknown, Unavailable
 from consensus.ledger import Reader
-from consensus.view import ReplicaView
+from consensus.view import HEARD_MS_MAX, ReplicaView
 from node.api.errors import refusal_of
 
 CALL_MS_DEFAULT = 10_000
@@ -108,16 +108,16 @@ class Proposer:
         view = self._replica.view()
         if view.trouble:
             return view.trouble
-        if view.writable or not view.voters:
+        if view.writable or not view.voters or view.leader_age_ms <= HEARD_MS_MAX:
             return ""
         others = [voter for voter in view.voters if voter != view.node_id]
         seen = sum(1 for voter in others if self._is_up(voter)) + (len(others) < len(view.voters))
         if seen * 2 > len(view.voters):
             return ""
-        why = f"read-only: this node reaches {seen} of {len(view.voters)} voters"
-        if view.leader_age_ms < 1_000:
-            return why  # it led until just now
-        return f"{why} and has not heard a leader for {view.leader_age_ms / 1_000:.1f} s"
+        return (
+            f"read-only: this node reaches {seen} of {len(view.voters)} voters and has not heard a"
+            f" leader for {view.leader_age_ms / 1_000:.1f} s"
+        )
 
     def _check_majority(self) -> None:
         why = self.minority()
