@@ -23,6 +23,7 @@ from consensus.clock import CountedClock
 from consensus.compaction import Compaction, checkpoint_at_once
 from consensus.directory import LedgerDirectory
 from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
+from consensus.engine.disk import Disk
 from consensus.errors import ConsensusError, Damaged, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
 from consensus.ledger import APPLY_VERSION, Applied, Ledger, Reader
@@ -75,6 +76,7 @@ class Ports:
     background: Background
     rng: random.Random
     incarnation: int
+    disk: Disk = field(default_factory=Disk)
 
 
 class Core:
@@ -85,7 +87,7 @@ class Core:
         self._ports = ports
         self._on_wake = on_wake
         self._observers: list[Observer] = []
-        self._directory = LedgerDirectory(config.root)
+        self._directory = LedgerDirectory(config.root, ports.disk)
         self._path = self._directory.prepare()
         self.ledger = Ledger.open(str(self._path))
         self._reader = Reader.open(str(self._path))
@@ -101,6 +103,7 @@ class Core:
             self._directory.journal,
             background=ports.background,
             segment_bytes_max=config.segment_bytes_max,
+            disk=ports.disk,
         )
         self._reconcile_journal()
         self.engine = self._make_engine()
@@ -148,7 +151,7 @@ class Core:
             link=self._ports.link,
             clock=self._ports.clock,
             journal=self.journal,
-            vote=VoteRecord(self._directory.vote),
+            vote=VoteRecord(self._directory.vote, disk=self._ports.disk),
             machine=self,
             snapshots=self.snapshots,
             rng=self._ports.rng,

@@ -12,10 +12,9 @@ the other's -wal and silently serve old data.
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
+from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 
 CURRENT_BYTES_MAX = 128
@@ -24,8 +23,9 @@ CURRENT_BYTES_MAX = 128
 class LedgerDirectory:
     """The folder of one node's replicated state."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self.root = root
+        self.disk = disk if disk is not None else Disk()
         self.journal = root / "journal"
         self.vote = root / "vote"
         self.snapshots = root / "snapshots"
@@ -37,27 +37,28 @@ class LedgerDirectory:
         Raises Damaged when CURRENT names what is not there: a lost ledger is never replaced by an
         empty one in silence.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.journal.mkdir(exist_ok=True)
+        disk = self.disk
+        disk.make_folder(self.journal)
         for folder in (self.snapshots, self.incoming):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            disk.remove_folder(folder)
+            disk.make_folder(folder)
         current = self.root / "CURRENT"
-        if not current.exists():
-            if any(self.journal.iterdir()) or self.vote.exists():
+        has_journal, has_vote = bool(disk.names(self.journal)), disk.exists(self.vote)
+        if not disk.exists(current):
+            if has_journal or has_vote:
                 raise Damaged(f"{current} is missing beside a journal: the ledger is lost")
             self._make_ledger("ledger-0")
-        name = current.read_bytes()[:CURRENT_BYTES_MAX].decode("ascii", "replace").strip()
+        name = disk.read(current)[:CURRENT_BYTES_MAX].decode("ascii", "replace").strip()
         folder = self.root / name
         if not name.startswith("ledger-") or "/" in name or not folder.is_dir():
             raise Damaged(f"{current} names {name!r}, which is not a ledger here")
-        if not any(self.journal.iterdir()) and (self.vote.exists() or name != "ledger-0"):
+        if not has_journal and (has_vote or name != "ledger-0"):
             raise Damaged(
                 f"{self.journal} is empty beside a vote or an installed ledger: it is lost"
             )
         for other in self.root.glob("ledger-*"):
             if other != folder:
-                shutil.rmtree(other, ignore_errors=True)
+                disk.remove_folder(other)
         return folder / "ledger.db"
 
     @staticmethod
@@ -67,7 +68,7 @@ class LedgerDirectory:
         return int(digits) if digits.isdecimal() else 0
 
     def _make_ledger(self, name: str) -> None:
-        (self.root / name).mkdir(exist_ok=True)
+        self.disk.make_folder(self.root / name)
         self._point_at(name)
 
     def replace_ledger(self, copy: Path, index: int) -> Path:
@@ -78,32 +79,18 @@ class LedgerDirectory:
         """
         name = f"ledger-{index}"
         folder = self.root / name
-        before = (self.root / "CURRENT").read_bytes().decode("ascii", "replace").strip()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        before = self.disk.read(self.root / "CURRENT").decode("ascii", "replace").strip()
+        self.disk.remove_folder(folder)
+        self.disk.make_folder(folder)
         target = folder / "ledger.db"
-        os.replace(copy, target)
-        sync_directory(folder)
+        self.disk.rename(copy, target)
+        self.disk.sync_folder(folder)
         self._point_at(name)
         for other in self.root.glob("ledger-*"):
             if other.name not in (name, before):
-                shutil.rmtree(other, ignore_errors=True)
+                self.disk.remove_folder(other)
         return target
 
     def _point_at(self, name: str) -> None:
-        fresh = self.root / "CURRENT.new"
-        with open(fresh, "wb") as file:
-            file.write(name.encode("ascii") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self.root / "CURRENT")
-        sync_directory(self.root)
-
-
-def sync_directory(folder: Path) -> None:
-    """Make names in the folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        # The new folder's name is durable with the record that names it: both lie in the root.
+        self.disk.replace(self.root / "CURRENT", name.encode("ascii") + b"\n")

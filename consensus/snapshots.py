@@ -18,7 +18,8 @@ from urllib.parse import quote
 
 from quorumesh.v1.peer_pb2 import SnapshotChunk
 
-from consensus.directory import LedgerDirectory, sync_directory
+from consensus.directory import LedgerDirectory
+from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.ports import Background
 
@@ -108,7 +109,7 @@ class Snapshots:
         source = self._ledger_path()
 
         def work() -> None:
-            made.append(copy_ledger(source, self._directory.snapshots))
+            made.append(copy_ledger(source, self._directory.snapshots, self._directory.disk))
 
         def done(error: BaseException | None) -> None:
             self._making = False
@@ -174,14 +175,13 @@ class Snapshots:
             self.abort()
             raise Damaged("a received snapshot does not match its digest; it was thrown away")
         verify_copy(incoming.path, index=index, term=term)
-        with open(incoming.path, "rb") as file:
-            os.fsync(file.fileno())
+        self._directory.disk.sync_file(incoming.path)
         self._incoming = None
         self._replace(incoming.path, index)
         self.installed_count += 1
 
 
-def copy_ledger(source: Path, folder: Path) -> SnapshotFile:
+def copy_ledger(source: Path, folder: Path, disk: Disk) -> SnapshotFile:
     """Copy a live ledger into `folder`. Blocks: for a thread."""
     partial = folder / PARTIAL
     partial.unlink(missing_ok=True)
@@ -195,10 +195,9 @@ def copy_ledger(source: Path, folder: Path) -> SnapshotFile:
             writing.execute("PRAGMA journal_mode=DELETE").fetchone()
         reading.execute("ROLLBACK")
     path = folder / f"snapshot-{index}-{term}.db"
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_directory(folder)
+    disk.sync_file(partial)
+    disk.rename(partial, path)
+    disk.sync_folder(folder)
     digest, fd = digest_of(path), os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return SnapshotFile(index, term, os.fstat(fd).st_size, digest, path, fd)
 

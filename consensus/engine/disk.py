@@ -1,8 +1,13 @@
-"""Every file operation of journal and vote record, in one small class that can be stood in for."""
+"""Every change that a node makes to its files, but for SQLite's own, in one small class that can be stood in for.
+
+A name that was made, renamed or removed survives a power loss once its folder was synced, bytes once
+their file was.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -66,3 +71,28 @@ class Disk:
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file another name, in place of what had it. Durable once the folders are synced."""
+        os.replace(source, target)
+
+    def make_folder(self, folder: Path) -> None:
+        """Make the folder and those above it, if they are not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def remove_folder(self, folder: Path) -> None:
+        """Remove the folder with all that is in it, if it is there."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def sync_file(self, path: Path) -> None:
+        """Make what is in the file durable."""
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def free_bytes(self, folder: Path) -> int:
+        """How much more the disk below this folder may take."""
+        state = os.statvfs(folder)
+        return state.f_bavail * state.f_frsize

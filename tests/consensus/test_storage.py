@@ -12,6 +12,7 @@ import pytest
 from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine import Journal
+from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.snapshots import SnapshotFile, copy_ledger
 from tests.consensus.cluster import Cluster
@@ -31,7 +32,7 @@ def behind(tmp_path: Path) -> tuple[Cluster, str, Core, SnapshotFile]:
         accepted(cluster.propose(leader.config.node_id, submit(number)))
     folder = tmp_path / "copies"
     folder.mkdir()
-    return cluster, follower, leader, copy_ledger(leader.ledger_path, folder)
+    return cluster, follower, leader, copy_ledger(leader.ledger_path, folder, Disk())
 
 
 def only_received(directory: LedgerDirectory, copy: SnapshotFile) -> None:
@@ -46,7 +47,7 @@ def only_moved(directory: LedgerDirectory, copy: SnapshotFile) -> None:
 
 def only_named(directory: LedgerDirectory, copy: SnapshotFile) -> None:
     only_moved(directory, copy)
-    (directory.root / "CURRENT.new").write_text(f"ledger-{copy.index}\n")
+    (directory.root / "CURRENT.tmp").write_text(f"ledger-{copy.index}\n")
 
 
 def replaced(directory: LedgerDirectory, copy: SnapshotFile) -> None:
