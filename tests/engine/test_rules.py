@@ -22,7 +22,7 @@ from consensus.engine import Engine, codec, library
 from consensus.engine.config import COMMAND_BYTES_MAX
 from consensus.engine.raft import LIBRARY_BATCH_BYTES
 from consensus.errors import Damaged
-from tests.sim.world import World
+from tests.engine.world import World
 
 
 def settled(

@@ -33,7 +33,7 @@ ROWS = (
 def test_the_library_as_shipped_breaks(row: str) -> None:
     """In a process of its own, where nothing of ours has touched the library."""
     run = subprocess.run(
-        [sys.executable, str(ROOT / "tests/sim/stock.py"), row],
+        [sys.executable, str(ROOT / "tests/engine/stock.py"), row],
         capture_output=True,
         text=True,
         timeout=30,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.sim.world import World
+from tests.engine.world import World
 
 MODES = ("partitions", "crash", "power", "stall", "compact", "dup")
 

@@ -18,7 +18,7 @@ from quorumesh.v1.ledger_pb2 import MembershipChange
 from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk
 
 from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
-from tests.sim.disk import SimDisk
+from tests.engine.disk import SimDisk
 
 TICK_MS = 20
 START_MS = 1_000_000

@@ -1,4 +1,4 @@
-"""Run seeds of the simulator: `python -m tests.sim --seeds A..B [--mode M]`."""
+"""Run seeds of the simulator: `python -m tests.engine --seeds A..B [--mode M]`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proto"))
 
-from tests.sim.faults import MODES, run_faults
+from tests.engine.faults import MODES, run_faults
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/sim")
+    parser = argparse.ArgumentParser(prog="python -m tests.engine")
     parser.add_argument("--seeds", "--seed", default="0..19", help="A or A..B, both included")
     parser.add_argument("--mode", choices=MODES, help="all modes if absent")
     options = parser.parse_args()
