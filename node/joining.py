@@ -68,9 +68,11 @@ class Joining:
         return _token_reply(token)
 
     async def join(self, request: JoinRequest, context: Context) -> JoinReply:
-        """Admit the caller as a node. The same request again gives the same node its papers again."""
-        if caller.get() != f"join:{request.token_id.hex()}":
-            raise Refusal("PERMISSION_DENIED", "the certificate belongs to another token")
+        """Admit the caller as a node. The same request again gives the same node its papers again.
+
+        With `replaces` the caller is a member whose state is damaged, and comes back as another one.
+        """
+        _check_caller(request)
         try:
             key = requested_key(request.csr)
         except IdentityError as error:
@@ -81,11 +83,12 @@ class Joining:
         node_id = node_id_of(key)
         admit = Admit(
             token_id=request.token_id,
-            secret_digest=secret_digest(request.secret),
+            secret_digest=secret_digest(request.secret) if request.token_id else b"",
             node_id=node_id,
             name=request.name,
             address=request.address,
             apply_version_max=APPLY_VERSION,
+            replaces=request.replaces,
         )
         await self.proposer.propose_one(Command(admit=admit), context)
         host, _ = split_address(request.address, "advertise")
@@ -99,6 +102,18 @@ class Joining:
             members=self.members(),
             client_certificate=self.authority.issue(key, Principal("client", name)),
         )
+
+
+def _check_caller(request: JoinRequest) -> None:
+    """Only a node itself may say that another comes in its place; only a token's host its token."""
+    who = caller.get()
+    if request.replaces:
+        if who != f"node:{request.replaces}":
+            raise Refusal("PERMISSION_DENIED", "a node can only be replaced by itself")
+        if request.token_id or request.secret:
+            raise Refusal("INVALID", "a node comes by a token or in place of another one")
+    elif who != f"join:{request.token_id.hex()}":
+        raise Refusal("PERMISSION_DENIED", "the certificate belongs to another token")
 
 
 async def dial_back(address: str) -> None:

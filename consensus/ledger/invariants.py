@@ -60,6 +60,10 @@ _CHECKS: tuple[tuple[str, str], ...] = (
         "a subtask has waiting time only while it backs off or is claimed",
         "SELECT ref FROM subtask WHERE due_ms IS NOT NULL AND state NOT IN (2, 4)",
     ),
+    (
+        "only a voter is leaving",
+        "SELECT node_id FROM member WHERE leaving = 1 AND voter = 0",
+    ),
 )
 
 

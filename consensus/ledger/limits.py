@@ -1,7 +1,7 @@
 """Every bound of the ledger, its unit in its name. Changing one changes what apply does."""
 
-APPLY_VERSION = 1
-SCHEMA_VERSION = 1
+APPLY_VERSION = 2
+SCHEMA_VERSION = 2
 
 VALUE_BYTES_MAX = 65_536
 SUBTASKS_MAX = 10_000  # of one task, spawned ones and ballots included

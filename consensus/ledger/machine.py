@@ -22,6 +22,7 @@ from quorumesh.v1.ledger_pb2 import (
     Fail,
     MembershipChange,
     Outcome,
+    Scrub,
 )
 
 from consensus.ledger import claims, members, sessions, tasks
@@ -49,6 +50,10 @@ def _barrier(store: Store, command: Barrier) -> Outcome:
     return Outcome(revision=store.meta.applied_index)
 
 
+def _scrub(store: Store, command: Scrub) -> Outcome:
+    return Outcome(revision=store.meta.applied_index)
+
+
 _HANDLERS: dict[str, Callable[[Store, Any], Outcome]] = {
     "bootstrap": members.bootstrap,
     "submit": tasks.submit,
@@ -63,6 +68,7 @@ _HANDLERS: dict[str, Callable[[Store, Any], Outcome]] = {
     "add_token": members.add_token,
     "admit": members.admit,
     "barrier": _barrier,
+    "scrub": _scrub,
 }
 
 
@@ -126,6 +132,11 @@ class Ledger:
         """Node id to address of every admitted node, ordered by id."""
         query = "SELECT node_id, address FROM member ORDER BY node_id"
         return dict(self._db.execute(query).fetchall())
+
+    def leaving(self) -> list[str]:
+        """Voters in whose place another node has come, ordered by id: their votes are to go."""
+        query = "SELECT node_id FROM member WHERE leaving=1 AND voter=1 ORDER BY node_id"
+        return [node_id for (node_id,) in self._db.execute(query)]
 
     def apply(self, index: int, term: int, entry: Entry) -> Applied:
         """Apply one entry in one transaction. Raises CannotApply and then has changed nothing.

@@ -6,6 +6,7 @@ from quorumesh.v1 import values_pb2
 from quorumesh.v1.ledger_pb2 import AddToken, Admit, Bootstrap, MembershipChange, Outcome
 
 from consensus.ledger import limits
+from consensus.ledger.claims import lose_all
 from consensus.ledger.specs import Refused, check_text, invalid
 from consensus.ledger.store import Store
 
@@ -23,10 +24,10 @@ def bootstrap(store: Store, command: Bootstrap) -> Outcome:
     return Outcome(revision=store.meta.applied_index)
 
 
-def _put(store: Store, command: Bootstrap | Admit, *, voter: int) -> None:
+def _put(store: Store, command: Bootstrap | Admit, *, voter: int, replaces: str = "") -> None:
     store.db.execute(
-        "INSERT INTO member (node_id, name, address, voter, admitted_wall_ms, apply_version_max)"
-        " VALUES (?,?,?,?,?,?)",
+        "INSERT INTO member (node_id, name, address, voter, admitted_wall_ms, apply_version_max,"
+        " replaces, leaving) VALUES (?,?,?,?,?,?,?,0)",
         (
             command.node_id,
             command.name,
@@ -34,6 +35,7 @@ def _put(store: Store, command: Bootstrap | Admit, *, voter: int) -> None:
             voter,
             store.meta.wall_ms,
             command.apply_version_max,
+            replaces,
         ),
     )
 
@@ -70,15 +72,17 @@ def add_token(store: Store, command: AddToken) -> Outcome:
 
 
 def admit(store: Store, command: Admit) -> Outcome:
-    """Use up a token for a node. The same node again is accepted again.
+    """Use up a token for a node, or let it come in place of a damaged one. Again is accepted again.
 
-    Refused: INVALID, TOKEN_UNKNOWN, TOKEN_USED, TOKEN_EXPIRED, ALREADY_EXISTS, OVERLOADED (in
-    this order).
+    Refused: INVALID, TOKEN_UNKNOWN, TOKEN_USED, TOKEN_EXPIRED, NOT_FOUND, ALREADY_EXISTS, OVERLOADED
+    (in this order). That the caller is the damaged node itself is for the caller's host to check.
     """
     if not command.node_id or not command.address:
         raise invalid("a node needs an id and an address")
-    for text in (command.node_id, command.name, command.address):
+    for text in (command.node_id, command.name, command.address, command.replaces):
         check_text("the node's data", text, limits.NAME_CHARS_MAX)
+    if command.replaces:
+        return _replace(store, command)
     row = store.db.execute(
         "SELECT secret_digest, expires_ms, used_by FROM token WHERE token_id=?",
         (command.token_id,),
@@ -103,13 +107,51 @@ def admit(store: Store, command: Admit) -> Outcome:
     return Outcome(revision=store.meta.applied_index)
 
 
+def _replace(store: Store, command: Admit) -> Outcome:
+    """Admit a new node in place of a member, whose work is lost at once and whose vote is to go."""
+    if command.token_id or command.node_id == command.replaces:
+        raise invalid("a node comes by a token or in place of another one")
+    known = store.db.execute(
+        "SELECT replaces FROM member WHERE node_id=?", (command.node_id,)
+    ).fetchone()
+    if known is not None:
+        if known[0] != command.replaces:
+            raise Refused(values_pb2.ALREADY_EXISTS, "the node id is taken")
+        return Outcome(revision=store.meta.applied_index)
+    old = store.db.execute(
+        "SELECT voter, leaving FROM member WHERE node_id=?", (command.replaces,)
+    ).fetchone()
+    if old is None:
+        raise Refused(values_pb2.NOT_FOUND, "the node to be replaced is no member (any more)")
+    if old[1]:
+        raise Refused(values_pb2.ALREADY_EXISTS, "another node has come in its place already")
+    _put(store, command, voter=0, replaces=command.replaces)
+    # A voter stays until the log has taken its vote: majorities are counted with it until then.
+    query = "UPDATE member SET leaving=1" if old[0] else "DELETE FROM member"
+    store.db.execute(f"{query} WHERE node_id=?", (command.replaces,))
+    for name in sorted(store.sessions):
+        session = store.sessions[name]
+        if session.node_id == command.replaces and session.is_open:
+            session.is_open = 0
+            lose_all(store, session, "its node is damaged and has been replaced")
+    return Outcome(revision=store.meta.applied_index)
+
+
 def change_voters(store: Store, change: MembershipChange) -> Outcome:
-    """What the log says about voters holds; a node it does not know yet is put down."""
+    """What the log says about voters holds; a node it does not know yet is put down.
+
+    Who leaves the mesh is forgotten with its vote. A vote that was on its way while its node was
+    replaced is one that leaves.
+    """
     store.db.execute(
-        "INSERT INTO member (node_id, name, address, voter, admitted_wall_ms, apply_version_max)"
-        " VALUES (?,'',?,?,?,1)"
+        "INSERT INTO member (node_id, name, address, voter, admitted_wall_ms, apply_version_max,"
+        " replaces, leaving) VALUES (?1,'',?2,?3,?4,1,'',"
+        " EXISTS (SELECT 1 FROM member WHERE replaces=?1))"
         " ON CONFLICT (node_id) DO UPDATE SET voter=excluded.voter,"
         " address=CASE excluded.address WHEN '' THEN address ELSE excluded.address END",
         (change.node_id, change.address, int(change.add), store.meta.wall_ms),
+    )
+    store.db.execute(
+        "DELETE FROM member WHERE node_id=? AND voter=0 AND leaving=1", (change.node_id,)
     )
     return Outcome(revision=store.meta.applied_index)

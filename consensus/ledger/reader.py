@@ -178,7 +178,8 @@ class Reader:
     def members(self) -> list[Member]:
         """Every admitted node, ordered by id. Whether it is alive is not the ledger's to know."""
         rows = self._db.execute(
-            "SELECT node_id, name, address, voter, admitted_wall_ms, apply_version_max"
+            "SELECT node_id, name, address, voter, admitted_wall_ms, apply_version_max,"
+            " leaving"
             " FROM member ORDER BY node_id"
         )
         return [
@@ -189,6 +190,7 @@ class Reader:
                 voter=bool(row[3]),
                 admitted_wall_ms=row[4],
                 apply_version_max=row[5],
+                leaving=bool(row[6]),
             )
             for row in rows
         ]

@@ -27,7 +27,9 @@ CREATE TABLE member (
   address TEXT NOT NULL,             -- host:port others dial
   voter INTEGER NOT NULL,            -- 1: has a Raft vote; written by bootstrap and membership entries only
   admitted_wall_ms INTEGER NOT NULL,
-  apply_version_max INTEGER NOT NULL -- the highest apply version it can run
+  apply_version_max INTEGER NOT NULL, -- the highest apply version it can run
+  replaces TEXT NOT NULL,            -- the damaged member it came in place of; empty: it came by a token
+  leaving INTEGER NOT NULL           -- 1: another came in its place; gone with its vote. Invariant: only a voter is leaving
 ) STRICT, WITHOUT ROWID;
 
 -- One-use invitations.

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quorumesh.v1.mesh_pb2 import (
+    CommittedEntry,
     CreateTokenReply,
     CreateTokenRequest,
     DigestReply,
     DigestRequest,
+    EntriesReply,
+    EntriesRequest,
     JoinReply,
     JoinRequest,
     Member,
@@ -22,9 +25,13 @@ from quorumesh.v1.mesh_pb2_grpc import MeshServicer
 
 from consensus.ledger import Reader
 from consensus.replica import Replica
+from node.api.errors import Refusal
 from node.api.proposing import Context, Proposer
 from node.api.reading import LongReads
 from node.joining import Joining
+
+ENTRIES_BYTES = 1 << 20  # of one reply; the entry that reaches it is its last
+ENTRY_BYTES = 16  # what an entry takes besides its command
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,22 @@ class MeshService(MeshServicer):
         """Digests of this node's ledger; the full one reads all tables, so ask for it sparingly."""
         await self._proposer.catch_up(context, at_least_revision=request.at_least_revision)
         return await self._reads.ask(_digests)
+
+    async def Entries(self, request: EntriesRequest, context: Context) -> EntriesReply:
+        """Entries of the log that this node has applied; OUT_OF_RANGE when it no longer holds them."""
+        core = self._replica.core
+        journal, after = core.journal, request.after_revision
+        if after < journal.base_index:
+            raise Refusal("OUT_OF_RANGE", f"entries are kept from {journal.base_index + 1}")
+        reply, reply_bytes = EntriesReply(), 0
+        for index in range(after + 1, core.applied_index + 1):
+            command, term = journal.command_at(index), journal.term_at(index)
+            assert term is not None
+            reply.entries.append(CommittedEntry(index=index, term=term, command=command))
+            reply_bytes += len(command) + ENTRY_BYTES
+            if reply_bytes >= ENTRIES_BYTES:
+                break
+        return reply
 
 
 def _digests(reader: Reader) -> DigestReply:

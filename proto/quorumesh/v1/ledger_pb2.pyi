@@ -98,6 +98,7 @@ class Command(_message.Message):
     ADD_TOKEN_FIELD_NUMBER: _builtins.int
     ADMIT_FIELD_NUMBER: _builtins.int
     BARRIER_FIELD_NUMBER: _builtins.int
+    SCRUB_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def bootstrap(self) -> Global___Bootstrap: ...
     @_builtins.property
@@ -124,6 +125,8 @@ class Command(_message.Message):
     def admit(self) -> Global___Admit: ...
     @_builtins.property
     def barrier(self) -> Global___Barrier: ...
+    @_builtins.property
+    def scrub(self) -> Global___Scrub: ...
     def __init__(
         self,
         *,
@@ -140,12 +143,13 @@ class Command(_message.Message):
         add_token: Global___AddToken | None = ...,
         admit: Global___Admit | None = ...,
         barrier: Global___Barrier | None = ...,
+        scrub: Global___Scrub | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add_token", b"add_token", "admit", b"admit", "barrier", b"barrier", "bootstrap", b"bootstrap", "cancel", b"cancel", "claim", b"claim", "close_session", b"close_session", "complete", b"complete", "fail", b"fail", "kind", b"kind", "open_session", b"open_session", "renew", b"renew", "submit", b"submit", "suspect", b"suspect"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_token", b"add_token", "admit", b"admit", "barrier", b"barrier", "bootstrap", b"bootstrap", "cancel", b"cancel", "claim", b"claim", "close_session", b"close_session", "complete", b"complete", "fail", b"fail", "kind", b"kind", "open_session", b"open_session", "renew", b"renew", "scrub", b"scrub", "submit", b"submit", "suspect", b"suspect"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_token", b"add_token", "admit", b"admit", "barrier", b"barrier", "bootstrap", b"bootstrap", "cancel", b"cancel", "claim", b"claim", "close_session", b"close_session", "complete", b"complete", "fail", b"fail", "kind", b"kind", "open_session", b"open_session", "renew", b"renew", "submit", b"submit", "suspect", b"suspect"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_token", b"add_token", "admit", b"admit", "barrier", b"barrier", "bootstrap", b"bootstrap", "cancel", b"cancel", "claim", b"claim", "close_session", b"close_session", "complete", b"complete", "fail", b"fail", "kind", b"kind", "open_session", b"open_session", "renew", b"renew", "scrub", b"scrub", "submit", b"submit", "suspect", b"suspect"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["bootstrap", "submit", "open_session", "close_session", "claim", "complete", "fail", "renew", "cancel", "suspect", "add_token", "admit", "barrier"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["bootstrap", "submit", "open_session", "close_session", "claim", "complete", "fail", "renew", "cancel", "suspect", "add_token", "admit", "barrier", "scrub"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -466,12 +470,15 @@ class Admit(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     APPLY_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     token_id: _builtins.bytes
     secret_digest: _builtins.bytes
     node_id: _builtins.str
     name: _builtins.str
     address: _builtins.str
     apply_version_max: _builtins.int
+    replaces: _builtins.str
+    """a damaged member that comes back as node_id, in place of a token; it leaves the mesh"""
     def __init__(
         self,
         *,
@@ -481,10 +488,11 @@ class Admit(_message.Message):
         name: _builtins.str = ...,
         address: _builtins.str = ...,
         apply_version_max: _builtins.int = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_version_max", b"apply_version_max", "name", b"name", "node_id", b"node_id", "secret_digest", b"secret_digest", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "apply_version_max", b"apply_version_max", "name", b"name", "node_id", b"node_id", "replaces", b"replaces", "secret_digest", b"secret_digest", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -504,6 +512,67 @@ class Barrier(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Barrier: _TypeAlias = Barrier  # noqa: Y015
+
+@_typing.final
+class Scrub(_message.Message):
+    """Changes nothing: every node reads these rows as they are at this very entry, and tells the others what it found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    ROWS_MAX_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
+    part: _builtins.int
+    """which table or index, as numbered by consensus/ledger/parts.py"""
+    rows_max: _builtins.int
+    bytes_max: _builtins.int
+    @_builtins.property
+    def after(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScrubKey]:
+        """read the rows above this key; empty: from the first"""
+
+    def __init__(
+        self,
+        *,
+        part: _builtins.int = ...,
+        after: _abc.Iterable[Global___ScrubKey] | None = ...,
+        rows_max: _builtins.int = ...,
+        bytes_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bytes_max", b"bytes_max", "part", b"part", "rows_max", b"rows_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scrub: _TypeAlias = Scrub  # noqa: Y015
+
+@_typing.final
+class ScrubKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    data: _builtins.bytes
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["number", "data", "text"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___ScrubKey: _TypeAlias = ScrubKey  # noqa: Y015
 
 @_typing.final
 class Outcome(_message.Message):

@@ -30,6 +30,7 @@ class Member(_message.Message):
     LEADER_FIELD_NUMBER: _builtins.int
     ADMITTED_WALL_MS_FIELD_NUMBER: _builtins.int
     APPLY_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     name: _builtins.str
     address: _builtins.str
@@ -41,6 +42,8 @@ class Member(_message.Message):
     """likewise"""
     admitted_wall_ms: _builtins.int
     apply_version_max: _builtins.int
+    leaving: _builtins.bool
+    """another node has come in its place; its vote is about to be removed"""
     def __init__(
         self,
         *,
@@ -52,10 +55,11 @@ class Member(_message.Message):
         leader: _builtins.bool = ...,
         admitted_wall_ms: _builtins.int = ...,
         apply_version_max: _builtins.int = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "admitted_wall_ms", b"admitted_wall_ms", "alive", b"alive", "apply_version_max", b"apply_version_max", "leader", b"leader", "name", b"name", "node_id", b"node_id", "voter", b"voter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "admitted_wall_ms", b"admitted_wall_ms", "alive", b"alive", "apply_version_max", b"apply_version_max", "leader", b"leader", "leaving", b"leaving", "name", b"name", "node_id", b"node_id", "voter", b"voter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -103,6 +107,7 @@ class StatusReply(_message.Message):
     SNAPSHOT_INSTALL_COUNT_FIELD_NUMBER: _builtins.int
     JOURNAL_BYTES_FIELD_NUMBER: _builtins.int
     LEDGER_BYTES_FIELD_NUMBER: _builtins.int
+    SCRUB_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     node_id: _builtins.str
     name: _builtins.str
@@ -134,6 +139,10 @@ class StatusReply(_message.Message):
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
+    @_builtins.property
+    def scrub(self) -> Global___ScrubStatus:
+        """absent: this node has not compared its ledger yet"""
+
     def __init__(
         self,
         *,
@@ -160,14 +169,51 @@ class StatusReply(_message.Message):
         snapshot_install_count: _builtins.int = ...,
         journal_bytes: _builtins.int = ...,
         ledger_bytes: _builtins.int = ...,
+        scrub: Global___ScrubStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed_count", b"claimed_count", "commit_index", b"commit_index", "compaction_count", b"compaction_count", "counted_ms", b"counted_ms", "digest", b"digest", "journal_bytes", b"journal_bytes", "leader_age_ms", b"leader_age_ms", "leader_id", b"leader_id", "ledger_bytes", b"ledger_bytes", "loop", b"loop", "members", b"members", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "ready_count", b"ready_count", "revision", b"revision", "role", b"role", "snapshot_install_count", b"snapshot_install_count", "task_count", b"task_count", "term", b"term", "version", b"version", "workers", b"workers", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed_count", b"claimed_count", "commit_index", b"commit_index", "compaction_count", b"compaction_count", "counted_ms", b"counted_ms", "digest", b"digest", "journal_bytes", b"journal_bytes", "leader_age_ms", b"leader_age_ms", "leader_id", b"leader_id", "ledger_bytes", b"ledger_bytes", "loop", b"loop", "members", b"members", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "ready_count", b"ready_count", "revision", b"revision", "role", b"role", "scrub", b"scrub", "snapshot_install_count", b"snapshot_install_count", "task_count", b"task_count", "term", b"term", "version", b"version", "workers", b"workers", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class ScrubStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    ROUND_COUNT_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    result: _builtins.str
+    """running, equal, undecided, differs, damaged"""
+    revision: _builtins.int
+    """of the last rows compared"""
+    age_ms: _builtins.int
+    """since then"""
+    round_count: _builtins.int
+    """whole ledgers compared since the node started"""
+    row_count: _builtins.int
+    """rows and index entries read since then"""
+    def __init__(
+        self,
+        *,
+        result: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        age_ms: _builtins.int = ...,
+        round_count: _builtins.int = ...,
+        row_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "result", b"result", "revision", b"revision", "round_count", b"round_count", "row_count", b"row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubStatus: _TypeAlias = ScrubStatus  # noqa: Y015
 
 @_typing.final
 class WorkerStatus(_message.Message):
@@ -292,6 +338,7 @@ class JoinRequest(_message.Message):
     CSR_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     token_id: _builtins.bytes
     secret: _builtins.bytes
     csr: _builtins.bytes
@@ -299,6 +346,8 @@ class JoinRequest(_message.Message):
     name: _builtins.str
     address: _builtins.str
     """advertised host:port; the node dialled it back and found it reachable"""
+    replaces: _builtins.str
+    """in place of a token: the caller's own node id, whose state is damaged"""
     def __init__(
         self,
         *,
@@ -307,10 +356,11 @@ class JoinRequest(_message.Message):
         csr: _builtins.bytes = ...,
         name: _builtins.str = ...,
         address: _builtins.str = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "csr", b"csr", "name", b"name", "secret", b"secret", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "csr", b"csr", "name", b"name", "replaces", b"replaces", "secret", b"secret", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,3 +451,67 @@ class DigestReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DigestReply: _TypeAlias = DigestReply  # noqa: Y015
+
+@_typing.final
+class EntriesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    after_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        after_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntriesRequest: _TypeAlias = EntriesRequest  # noqa: Y015
+
+@_typing.final
+class EntriesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommittedEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___CommittedEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntriesReply: _TypeAlias = EntriesReply  # noqa: Y015
+
+@_typing.final
+class CommittedEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    term: _builtins.int
+    command: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        command: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "index", b"index", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommittedEntry: _TypeAlias = CommittedEntry  # noqa: Y015

@@ -59,6 +59,11 @@ class MeshStub(object):
                 request_serializer=quorumesh_dot_v1_dot_mesh__pb2.DigestRequest.SerializeToString,
                 response_deserializer=quorumesh_dot_v1_dot_mesh__pb2.DigestReply.FromString,
                 _registered_method=True)
+        self.Entries = channel.unary_unary(
+                '/quorumesh.v1.Mesh/Entries',
+                request_serializer=quorumesh_dot_v1_dot_mesh__pb2.EntriesRequest.SerializeToString,
+                response_deserializer=quorumesh_dot_v1_dot_mesh__pb2.EntriesReply.FromString,
+                _registered_method=True)
 
 
 class MeshServicer(object):
@@ -94,6 +99,13 @@ class MeshServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Entries(self, request, context):
+        """for nodes: to compare a stopped node's ledger
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MeshServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,6 +133,11 @@ def add_MeshServicer_to_server(servicer, server):
                     servicer.Digest,
                     request_deserializer=quorumesh_dot_v1_dot_mesh__pb2.DigestRequest.FromString,
                     response_serializer=quorumesh_dot_v1_dot_mesh__pb2.DigestReply.SerializeToString,
+            ),
+            'Entries': grpc.unary_unary_rpc_method_handler(
+                    servicer.Entries,
+                    request_deserializer=quorumesh_dot_v1_dot_mesh__pb2.EntriesRequest.FromString,
+                    response_serializer=quorumesh_dot_v1_dot_mesh__pb2.EntriesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -258,6 +275,33 @@ class Mesh(object):
             '/quorumesh.v1.Mesh/Digest',
             quorumesh_dot_v1_dot_mesh__pb2.DigestRequest.SerializeToString,
             quorumesh_dot_v1_dot_mesh__pb2.DigestReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Entries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quorumesh.v1.Mesh/Entries',
+            quorumesh_dot_v1_dot_mesh__pb2.EntriesRequest.SerializeToString,
+            quorumesh_dot_v1_dot_mesh__pb2.EntriesReply.FromString,
             options,
             channel_credentials,
             insecure,

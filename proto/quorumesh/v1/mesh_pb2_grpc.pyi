@@ -36,6 +36,8 @@ class MeshStub:
     CreateToken: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.CreateTokenRequest, _mesh_pb2.CreateTokenReply]
     Join: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinReply]
     Digest: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.DigestRequest, _mesh_pb2.DigestReply]
+    Entries: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.EntriesRequest, _mesh_pb2.EntriesReply]
+    """for nodes: to compare a stopped node's ledger"""
 
 @_typing.type_check_only
 class MeshAsyncStub(MeshStub):
@@ -45,6 +47,8 @@ class MeshAsyncStub(MeshStub):
     CreateToken: _aio.UnaryUnaryMultiCallable[_mesh_pb2.CreateTokenRequest, _mesh_pb2.CreateTokenReply]  # type: ignore[assignment]
     Join: _aio.UnaryUnaryMultiCallable[_mesh_pb2.JoinRequest, _mesh_pb2.JoinReply]  # type: ignore[assignment]
     Digest: _aio.UnaryUnaryMultiCallable[_mesh_pb2.DigestRequest, _mesh_pb2.DigestReply]  # type: ignore[assignment]
+    Entries: _aio.UnaryUnaryMultiCallable[_mesh_pb2.EntriesRequest, _mesh_pb2.EntriesReply]  # type: ignore[assignment]
+    """for nodes: to compare a stopped node's ledger"""
 
 class MeshServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -81,5 +85,13 @@ class MeshServicer(metaclass=_abc_1.ABCMeta):
         request: _mesh_pb2.DigestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.DigestReply, _abc.Awaitable[_mesh_pb2.DigestReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Entries(
+        self,
+        request: _mesh_pb2.EntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.EntriesReply, _abc.Awaitable[_mesh_pb2.EntriesReply]]:
+        """for nodes: to compare a stopped node's ledger"""
 
 def add_MeshServicer_to_server(servicer: MeshServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

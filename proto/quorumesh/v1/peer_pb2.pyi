@@ -35,6 +35,7 @@ class Frame(_message.Message):
     SNAPSHOT_REPLY_FIELD_NUMBER: _builtins.int
     PROPOSE_FIELD_NUMBER: _builtins.int
     PROPOSE_REPLY_FIELD_NUMBER: _builtins.int
+    SCRUB_DIGEST_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """of the sender"""
     @_builtins.property
@@ -59,6 +60,8 @@ class Frame(_message.Message):
     def propose(self) -> Global___Propose: ...
     @_builtins.property
     def propose_reply(self) -> Global___ProposeReply: ...
+    @_builtins.property
+    def scrub_digest(self) -> Global___ScrubDigest: ...
     def __init__(
         self,
         *,
@@ -74,12 +77,13 @@ class Frame(_message.Message):
         snapshot_reply: Global___SnapshotReply | None = ...,
         propose: Global___Propose | None = ...,
         propose_reply: Global___ProposeReply | None = ...,
+        scrub_digest: Global___ScrubDigest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "propose", b"propose", "propose_reply", b"propose_reply", "request_vote", b"request_vote", "snapshot", b"snapshot", "snapshot_reply", b"snapshot_reply", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "propose", b"propose", "propose_reply", b"propose_reply", "request_vote", b"request_vote", "scrub_digest", b"scrub_digest", "snapshot", b"snapshot", "snapshot_reply", b"snapshot_reply", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "propose", b"propose", "propose_reply", b"propose_reply", "request_vote", b"request_vote", "snapshot", b"snapshot", "snapshot_reply", b"snapshot_reply", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "append_reply", b"append_reply", "kind", b"kind", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "propose", b"propose", "propose_reply", b"propose_reply", "request_vote", b"request_vote", "scrub_digest", b"scrub_digest", "snapshot", b"snapshot", "snapshot_reply", b"snapshot_reply", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["append", "append_reply", "request_vote", "vote_reply", "pre_vote", "pre_vote_reply", "timeout_now", "snapshot", "snapshot_reply", "propose", "propose_reply"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["append", "append_reply", "request_vote", "vote_reply", "pre_vote", "pre_vote_reply", "timeout_now", "snapshot", "snapshot_reply", "propose", "propose_reply", "scrub_digest"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -381,6 +385,30 @@ class ProposeReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProposeReply: _TypeAlias = ProposeReply  # noqa: Y015
+
+@_typing.final
+class ScrubDigest(_message.Message):
+    """What a node found where a Scrub entry told it to look."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    digest: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrubDigest: _TypeAlias = ScrubDigest  # noqa: Y015
 
 @_typing.final
 class LinkHello(_message.Message):
