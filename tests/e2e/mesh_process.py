@@ -69,6 +69,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a node runs: what it listens on, what its command line begins with, its variables."""
+
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: a free one
+    launcher: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class NodeProcess:
     """One node: its folder, its port, and its process while it runs."""
@@ -80,13 +90,17 @@ class NodeProcess:
     workers: int
     environment: Mapping[str, str]
     options: Sequence[str] = ()
-    port: int = field(default_factory=free_port)
+    site: Site = field(default_factory=Site)
+    port: int = 0
     process: subprocess.Popen[bytes] | None = None
     channel: grpc.Channel | None = None
 
+    def __post_init__(self) -> None:
+        self.port = self.port or self.site.port or free_port()
+
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.site.host}:{self.port}"
 
     @property
     def data(self) -> Path:
@@ -108,7 +122,7 @@ class NodeProcess:
     def start(self, token: str | None = None) -> None:
         """Start the process; it is not waited for."""
         assert self.process is None, f"{self.name} already runs"
-        command = [sys.executable, "-m", "node.cli.main", "node", "start"]
+        command = [*self.site.launcher, sys.executable, "-m", "node.cli.main", "node", "start"]
         command += ["--data", str(self.data), "--name", self.name]
         command += ["--listen", self.address, "--advertise", self.address]
         command += ["--workers", str(self.workers), "--slots", str(self.slots)]
@@ -125,6 +139,7 @@ class NodeProcess:
                     "PYTHONFAULTHANDLER": "1",
                     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]),
                     **self.environment,
+                    **self.site.environment,
                     "QUORUMESH_PROFILE": str(self.profile),
                 },
                 stdin=subprocess.DEVNULL,
@@ -232,6 +247,7 @@ class LocalMesh:
         workers: int = 1,
         environment: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        site: Callable[[str], Site] = lambda _: Site(),
     ) -> None:
         self.root = root
         self.nodes: list[NodeProcess] = []
@@ -240,6 +256,7 @@ class LocalMesh:
         self._workers = workers
         self._environment = dict(environment or {})
         self._options = tuple(options)
+        self._site = site
 
     def __enter__(self) -> Self:
         return self
@@ -271,13 +288,14 @@ class LocalMesh:
     ) -> NodeProcess:
         """Start one more node and wait until all see as many voters as there should be."""
         node = NodeProcess(
-            name=f"node-{len(self.nodes) + 1}",
+            name=(name := f"node-{len(self.nodes) + 1}"),
             root=self.root,
             slots=self._slots,
             agents=self._agents,
             workers=self._workers if workers is None else workers,
             environment=self._environment,
             options=self._options,
+            site=self._site(name),
         )
         running = self.running()
         token = None

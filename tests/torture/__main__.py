@@ -1,0 +1,68 @@
+"""Faults on real node processes under load, judged by what clients and workers saw.
+
+Exit 0: every promise held. 1: one was broken. 2: the run does not count: too little load or too
+few faults, or this host does not allow this kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from tests.torture import lab
+from tests.torture.kinds import KINDS
+from tests.torture.report import run_all, show, summary
+from tests.torture.run import Order, torture
+
+NODES_MAX = 7
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
+    parser.add_argument("--fault", choices=sorted(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="at least so long, and 5 faults"
+    )
+    parser.add_argument("--history", type=Path, default=Path("history.jsonl"), metavar="FILE")
+    parser.add_argument("--nodes", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="one JSON object at the end")
+    parser.add_argument("--all", action="store_true", help="every kind and seed not yet in --out")
+    parser.add_argument("--kinds", default="", help="with --all: only these, with commas between")
+    parser.add_argument("--seeds", default="1,2,3", help="with --all")
+    parser.add_argument("--out", type=Path, default=Path("torture"), metavar="DIR")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="show what --all has written")
+    options = parser.parse_args()
+    if options.report:
+        print(summary(options.report))
+        return 0
+    if options.all:
+        kinds = options.kinds.split(",") if options.kinds else list(KINDS)
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        return run_all(kinds, seeds, seconds=options.seconds, out=options.out)
+    if not options.fault:
+        parser.error("give --fault KIND, --all or --report DIR")
+    if not 3 <= options.nodes <= NODES_MAX:
+        parser.error(f"--nodes: 3 to {NODES_MAX}")
+    lab.enter(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    order = Order(
+        KINDS[options.fault], options.seed, options.seconds, options.history, options.nodes
+    )
+    try:
+        report = torture(order)
+    except lab.NoLab as error:
+        print(f"not run: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(json.dumps(report.to_json()) if options.json else show(report))
+    return report.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""The kinds of fault. Each does its harm to a running mesh, and gives back how it is mended."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tests.e2e.mesh_process import LocalMesh, NodeProcess, wait_for
+from tests.torture.lab import Network, Pair, SmallDisk, number_of
+from tests.torture.load import Load
+
+LEASE_S = 3.0
+HELD_CLAIMS_MIN = 6
+LOSS = 0.05
+DELAY_MS, JITTER_MS = 100.0, 50.0
+
+
+@dataclass
+class Scene:
+    """What a fault may touch."""
+
+    mesh: LocalMesh
+    network: Network
+    load: Load
+    rng: random.Random
+    disks: dict[str, SmallDisk] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> list[NodeProcess]:
+        return self.mesh.nodes
+
+    def shuffled(self) -> list[NodeProcess]:
+        return self.rng.sample(self.nodes, len(self.nodes))
+
+
+@dataclass(frozen=True, slots=True)
+class Wound:
+    """A fault that was done: to whom, and how to mend it."""
+
+    victims: str
+    mend: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fault, and what it needs of the host."""
+
+    name: str
+    harm: Callable[[Scene], Wound]
+    held_s: float  # between the fault and its mending
+    needs_network: bool = False
+    needs_small_disks: bool = False
+    is_switched: bool = False
+    is_on_leader: bool = False  # its write gap is held to the bar for the leader
+
+
+def kill_one(scene: Scene) -> Wound:
+    victim = scene.rng.choice(scene.nodes)
+    victim.kill()
+    return Wound(victim.name, victim.start)
+
+
+def kill_leader(scene: Scene) -> Wound:
+    victim = scene.mesh.leader()
+    victim.kill()
+    return Wound(victim.name, victim.start)
+
+
+def kill_all(scene: Scene) -> Wound:
+    scene.mesh.kill_all()
+    return Wound("all", lambda: _start(scene.nodes))
+
+
+def pause_leader(scene: Scene) -> Wound:
+    victim = scene.mesh.leader()
+    victim.pause()
+    return Wound(victim.name, victim.resume)
+
+
+def pause_follower(scene: Scene) -> Wound:
+    victim = scene.rng.choice(scene.mesh.followers())
+    victim.pause()
+    return Wound(victim.name, victim.resume)
+
+
+def partition_leader(scene: Scene) -> Wound:
+    leader = scene.mesh.leader()
+    return _cut(scene, leader.name, _between([leader], _others(scene, [leader])))
+
+
+def partition_halves(scene: Scene) -> Wound:
+    """Two nodes on one side, three on the other; the leader on either."""
+    nodes = scene.shuffled()
+    less = nodes[: len(nodes) // 2]
+    return _cut(scene, _names(less), _between(less, _others(scene, less)))
+
+
+def one_way(scene: Scene) -> Wound:
+    """The leader is heard by nobody, or hears nobody; the other way goes on."""
+    leader = scene.mesh.leader()
+    out = [(number_of(leader.name), number_of(one.name)) for one in _others(scene, [leader])]
+    is_mute = scene.rng.random() < 0.5
+    pairs = out if is_mute else [(b, a) for a, b in out]
+    return _cut(scene, f"{leader.name} {'mute' if is_mute else 'deaf'}", pairs)
+
+
+def bridge(scene: Scene) -> Wound:
+    """Two sides that only one node in the middle reaches both of."""
+    nodes = scene.shuffled()
+    half = len(nodes) // 2
+    left, middle, right = nodes[:half], nodes[half], nodes[half + 1 :]
+    return _cut(scene, f"{_names(left)} | {_names(right)} by {middle.name}", _between(left, right))
+
+
+def ring(scene: Scene) -> Wound:
+    """Each node reaches its two neighbours only."""
+    nodes = scene.shuffled()
+    pairs: list[Pair] = []
+    for a, b in itertools.permutations(range(len(nodes)), 2):
+        if (a - b) % len(nodes) not in (1, len(nodes) - 1):
+            pairs.append((number_of(nodes[a].name), number_of(nodes[b].name)))
+    return _cut(scene, "-".join(node.name for node in nodes), pairs)
+
+
+def loss_delay(scene: Scene) -> Wound:
+    scene.network.disturb(loss=LOSS, delay_ms=DELAY_MS, jitter_ms=JITTER_MS)
+    return Wound("all", scene.network.heal)
+
+
+def disk_full(scene: Scene) -> Wound:
+    victim = scene.mesh.leader() if scene.rng.random() < 0.5 else scene.rng.choice(scene.nodes)
+    disk = scene.disks[victim.name]
+    disk.fill()
+    return Wound(victim.name, disk.make_room)
+
+
+def hand_over(scene: Scene) -> Wound:
+    """A node with workers that hold claims stops for three leases; the claims go to others.
+
+    Then all of it goes on, and every worker completes what it held under its old fence.
+    """
+    [*victims] = scene.shuffled()[:2]
+    workers = [worker for node in victims for worker in scene.load.workers_at(node.name)]
+    scene.load.hold_back(workers)
+
+    def all_hold() -> bool:
+        return sum(worker.holding_count for worker in workers) >= HELD_CLAIMS_MIN
+
+    wait_for(all_hold, "workers hold claims", within_s=10)
+    for victim in victims:
+        os.kill(victim.pid, signal.SIGSTOP)
+
+    def mend() -> None:
+        for victim in victims:
+            victim.resume()
+        scene.load.go_on()
+
+    return Wound(_names(victims), mend)
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("kill-one", kill_one, 1.5),
+        Kind("kill-leader", kill_leader, 1.5, is_on_leader=True),
+        Kind("kill-all", kill_all, 0.2),
+        Kind("pause-leader", pause_leader, LEASE_S + 0.5, is_on_leader=True),
+        Kind("pause-follower", pause_follower, LEASE_S + 0.5),
+        Kind("partition-leader", partition_leader, 3.5, needs_network=True, is_on_leader=True),
+        Kind("partition-halves", partition_halves, 3.5, needs_network=True),
+        Kind("one-way", one_way, 3.5, needs_network=True),
+        Kind("bridge", bridge, 3.5, needs_network=True),
+        Kind("ring", ring, 3.5, needs_network=True),
+        Kind("loss-delay", loss_delay, 4.0, needs_network=True, is_switched=True),
+        Kind("disk-full", disk_full, 3.0, needs_small_disks=True),
+        Kind("hand-over", hand_over, 3 * LEASE_S),
+    )
+}
+
+
+def _cut(scene: Scene, victims: str, pairs: Iterable[Pair]) -> Wound:
+    scene.network.cut(pairs)
+    return Wound(victims, scene.network.heal)
+
+
+def _between(some: Sequence[NodeProcess], others: Sequence[NodeProcess]) -> list[Pair]:
+    """Both directions between two sides."""
+    ways = [(number_of(a.name), number_of(b.name)) for a in some for b in others]
+    return [*ways, *((b, a) for a, b in ways)]
+
+
+def _others(scene: Scene, some: Sequence[NodeProcess]) -> list[NodeProcess]:
+    return [node for node in scene.nodes if node not in some]
+
+
+def _names(nodes: Sequence[NodeProcess]) -> str:
+    return "+".join(node.name for node in nodes)
+
+
+def _start(nodes: Sequence[NodeProcess]) -> None:
+    for node in nodes:
+        node.start()

@@ -1,0 +1,292 @@
+"""One run: a mesh of real nodes under load, a fault every few seconds, and the verdict."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import grpc
+
+from tests.e2e.mesh_process import ROOT, LocalMesh, NodeProcess, NotInTime, wait_for
+from tests.torture import lab, verdict
+from tests.torture.history import History, now_ns
+from tests.torture.kinds import Kind, Scene, Wound
+from tests.torture.lab import Lab, SmallDisk
+from tests.torture.load import CLIENTS_PER_NODE, Load, Wish
+
+PERIOD_S = 5.0
+FAULTS_MIN = 5
+RATE_MIN_PER_S = 50.0
+RATE_WINDOW_S = 1.0
+RATE_WAIT_S = 20.0
+WRITABLE_S = 30.0
+PROGRESS_S_MAX = 10.0  # a write is acknowledged in every window of so long
+SMALL_DISK_BYTES = 48 << 20
+NODE_WORKERS = 2  # so many nodes have a worker process of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to run."""
+
+    kind: Kind
+    seed: int
+    seconds: float
+    history: Path
+    node_count: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault as it went."""
+
+    victims: str
+    at_s: float
+    rate_before_per_s: float
+    write_gap_s: float
+    writable_after_s: float
+
+
+@dataclass
+class Report:
+    """What came of a run. `faults` that count: with load before them."""
+
+    kind: str
+    seed: int
+    commit: str
+    place: str
+    seconds: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+    operation_count: int = 0
+    unknown_count: int = 0
+    submitted_count: int = 0
+    hand_over_count: int = 0
+    stale_refused_count: int = 0
+    lost: int = 0
+    double_effects: int = 0
+    linearizable: str = ""
+    digests_equal_s: float | None = None
+    violations: list[str] = field(default_factory=list)
+    uncounted: str = ""  # why the run does not count; empty: it does
+
+    @property
+    def exit_code(self) -> int:
+        """0: all held. 1: a promise was broken. 2: the run does not count."""
+        if self.violations:
+            return 1
+        return 2 if self.uncounted else 0
+
+    def gaps_s(self) -> list[float]:
+        return [fault.write_gap_s for fault in self.faults]
+
+    def rates_per_s(self) -> list[float]:
+        return [fault.rate_before_per_s for fault in self.faults]
+
+    def to_json(self) -> dict[str, object]:
+        gaps, rates = self.gaps_s() or [0.0], self.rates_per_s() or [0.0]
+        return {
+            **asdict(self),
+            "fault_count": len(self.faults),
+            "rate_min_per_s": round(min(rates), 1),
+            "rate_median_per_s": round(statistics.median(rates), 1),
+            "write_gap_median_s": round(statistics.median(gaps), 3),
+            "write_gap_max_s": round(max(gaps), 3),
+            "exit_code": self.exit_code,
+        }
+
+
+def torture(order: Order) -> Report:
+    """Build a mesh, run the order on it, and judge. Raises NoLab: this host cannot."""
+    with (
+        lab.build(node_count=order.node_count, is_switched=order.kind.is_switched) as place,
+        tempfile.TemporaryDirectory(prefix="qt-") as folder,
+        History(order.history) as history,
+    ):
+        report = Report(order.kind.name, order.seed, commit(), place.network.words)
+        check_host(order.kind, place)
+        mesh = LocalMesh(Path(folder), slots=8, site=place.network.site)
+        with mesh:
+            disks = _small_disks(mesh, order) if order.kind.needs_small_disks else {}
+            for number in range(order.node_count):
+                mesh.add(workers=int(number < NODE_WORKERS))
+            wish = Wish(order.seed, CLIENTS_PER_NODE * order.node_count)
+            load = Load(mesh.nodes, history, wish).start()
+            rng = random.Random(order.seed)
+            scene = Scene(mesh, place.network, load, rng, disks)
+            try:
+                mended_s = Conduct(order, scene, history, report).run()
+                load.stop_clients()
+                _judge_running(mesh, report, mended_s)
+            finally:
+                place.network.heal()
+                load.stop()
+            _judge_stopped(mesh, load, history, report)
+    return report
+
+
+class Conduct:
+    """The faults of a run, one after the other."""
+
+    def __init__(self, order: Order, scene: Scene, history: History, report: Report) -> None:
+        self._order = order
+        self._scene = scene
+        self._history = history
+        self._report = report
+        self._began_s = time.monotonic()
+
+    def run(self) -> float:
+        """Do them all. When the last one was mended (monotonic s)."""
+        mended_s = time.monotonic()
+        while not self._is_over():
+            began_s = time.monotonic()
+            rate_per_s = self._wait_load()
+            if rate_per_s is None:
+                break
+            mended_s = self._one(rate_per_s)
+            if self._report.violations:
+                break
+            pause(began_s + PERIOD_S - time.monotonic())
+        report = self._report
+        report.seconds = round(time.monotonic() - self._began_s, 1)
+        if len(report.faults) < FAULTS_MIN and not report.uncounted:
+            report.uncounted = f"{len(report.faults)} faults, at least {FAULTS_MIN} count"
+        return mended_s
+
+    def _is_over(self) -> bool:
+        elapsed_s = time.monotonic() - self._began_s
+        if elapsed_s >= 3 * self._order.seconds:
+            return True
+        return elapsed_s >= self._order.seconds and len(self._report.faults) >= FAULTS_MIN
+
+    def _wait_load(self) -> float | None:
+        """The rate of acknowledged operations once it is enough; None: it never is."""
+
+        def enough() -> float | None:
+            self._scene.load.check()
+            rate_per_s = self._history.rate_per_s(RATE_WINDOW_S)
+            return rate_per_s if rate_per_s >= RATE_MIN_PER_S else None
+
+        try:
+            return wait_for(enough, "there is load", within_s=RATE_WAIT_S)
+        except NotInTime:
+            rate_per_s = self._history.rate_per_s(RATE_WINDOW_S)
+            self._report.uncounted = f"{rate_per_s:.0f} operations/s before a fault"
+            return None
+
+    def _one(self, rate_per_s: float) -> float:
+        began_ns = now_ns()
+        wound = self._order.kind.harm(self._scene)
+        say(f"{self._order.kind.name}: {wound.victims}, {rate_per_s:.0f} operations/s before")
+        pause(self._order.kind.held_s)
+        wound.mend()
+        mended_s = time.monotonic()
+        self._wait_writable(wound)
+        writable_s = time.monotonic()
+        self._wait_write()
+        until_ns = now_ns()
+        fault = Fault(
+            victims=wound.victims,
+            at_s=round(began_ns / 1e9 - self._began_s, 2),
+            rate_before_per_s=round(rate_per_s, 1),
+            write_gap_s=round(self._history.write_gap_s(began_ns, until_ns), 3),
+            writable_after_s=round(writable_s - mended_s, 2),
+        )
+        say(f"  write gap {fault.write_gap_s:.2f} s, writable {fault.writable_after_s:.1f} s after")
+        self._report.faults.append(fault)
+        if self._order.kind.needs_network and fault.write_gap_s > PROGRESS_S_MAX:
+            self._report.violations.append(
+                f"no write for {fault.write_gap_s:.1f} s: {wound.victims}"
+            )
+        return mended_s
+
+    def _wait_writable(self, wound: Wound) -> None:
+        try:
+            for node in self._scene.nodes:
+                wait_for(lambda node=node: _is_well(node), node.name, within_s=WRITABLE_S)
+        except (NotInTime, AssertionError) as error:
+            self._report.violations.append(f"after {wound.victims}: {error}")
+
+    def _wait_write(self) -> None:
+        mark_ns = now_ns()
+        try:
+            wait_for(lambda: self._history.has_write_after(mark_ns), "a write", within_s=WRITABLE_S)
+        except NotInTime as error:
+            self._report.violations.append(str(error))
+
+
+def check_host(kind: Kind, place: Lab) -> None:
+    """Raises NoLab: this kind of fault cannot be had here, and must not seem to have passed."""
+    if kind.needs_network and not place.is_private:
+        why = lab.why_not_inside()
+        raise lab.NoLab(f"{kind.name} needs network namespaces: {why}")
+    if kind.needs_small_disks and not place.is_private:
+        raise lab.NoLab(f"{kind.name} needs mounts of its own: {lab.why_not_inside()}")
+
+
+def commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def pause(seconds: float) -> None:
+    """Let the run go on for so long: the length of a fault is part of it, not a wait for luck."""
+    threading.Event().wait(max(0.0, seconds))
+
+
+def _is_well(node: NodeProcess) -> bool:
+    assert not node.has_ended(), f"{node.name} ended by itself:\n{node.log_tail()}"
+    try:
+        return node.status().writable
+    except grpc.RpcError:
+        return False
+
+
+def _small_disks(mesh: LocalMesh, order: Order) -> dict[str, SmallDisk]:
+    names = [f"node-{number}" for number in range(1, order.node_count + 1)]
+    return {name: SmallDisk.mount(mesh.root / name, bytes_max=SMALL_DISK_BYTES) for name in names}
+
+
+def _judge_running(mesh: LocalMesh, report: Report, mended_s: float) -> None:
+    if any(node.has_ended() for node in mesh.nodes):
+        return
+    undone = verdict.wait_all_ended(mesh.nodes[0])
+    if undone:
+        report.violations.append(undone)
+    seconds = verdict.wait_equal(mesh, mended_s)
+    report.digests_equal_s = None if seconds is None else round(seconds, 2)
+    if seconds is None:
+        report.violations.append("full digests are not equal")
+    elif seconds > verdict.EQUAL_S_MAX:
+        report.violations.append(f"full digests were equal {seconds:.1f} s after the mending only")
+
+
+def _judge_stopped(mesh: LocalMesh, load: Load, history: History, report: Report) -> None:
+    history.flush()
+    for node in mesh.nodes:
+        node.stop()
+    found = verdict.read_ledgers(mesh.nodes, load.promises, load.effects)
+    for what in (found.lost, found.undone, found.wrong, found.double, found.broken):
+        report.violations += what[: verdict.SHOWN_MAX]
+        if len(what) > verdict.SHOWN_MAX:
+            report.violations.append(f"… and {len(what) - verdict.SHOWN_MAX} more of this kind")
+    report.lost, report.double_effects = len(found.lost), len(found.double)
+    report.operation_count = history.operation_count
+    report.unknown_count = history.unknown_count
+    report.submitted_count = len(load.promises.submitted)
+    report.hand_over_count = load.effects.hand_over_count
+    report.stale_refused_count = load.effects.stale_refused_count
+    is_good, words, _ = verdict.check(history.path)
+    report.linearizable = words
+    if not is_good:
+        report.violations.append(f"history: {words}")
