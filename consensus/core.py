@@ -29,6 +29,7 @@ from consensus.forwarding import Forwarding
 from consensus.ledger import APPLY_VERSION, Applied, Ledger, Reader
 from consensus.ports import Background, Clock, Link
 from consensus.proposals import Done, Proposals
+from consensus.retiring import let_go
 from consensus.snapshots import Snapshots
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
@@ -198,8 +199,19 @@ class Core:
         # The old one stays open until the new one is there: if the disk refuses, reads go on.
         path = self._directory.replace_ledger(copy, index)
         fresh = Ledger.open(str(path))
-        self._reader.close()
-        self.ledger.close()
+        before, reader, ledger = self._path, self._reader, self.ledger
+        older = self._directory.other_ledgers(path, before)
+
+        def close() -> None:
+            reader.close()
+            ledger.close()
+
+        let_go(
+            before,
+            close,
+            background=self._ports.background,
+            after=lambda: self._directory.remove_ledgers(older),
+        )
         self._path, self.ledger = path, fresh
         self._reader = Reader.open(str(path))
         assert self.ledger.applied_index == index
@@ -240,6 +252,9 @@ class Core:
         self._follow_leader()
         if self.engine.failed is not None:
             self.trouble = f"storage failed: {self.engine.failed}"
+        elif self.snapshots.damage:
+            self.trouble = self.snapshots.damage
+            self._hand_over()
         elif self.engine.role == "leader":
             self._led_ms = max(self._led_ms, now_ms - self._fallback_ms)
             self._lead()
@@ -261,7 +276,7 @@ class Core:
             self.trouble = f"the ledger cannot be written: {error}"
             self._hand_over()
             return False
-        self.trouble = ""
+        self.trouble = self.snapshots.damage
         return True
 
     def _hand_over(self) -> None:

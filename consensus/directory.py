@@ -12,6 +12,7 @@ the other's -wal and silently serve old data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from consensus.engine.disk import Disk
@@ -74,22 +75,27 @@ class LedgerDirectory:
     def replace_ledger(self, copy: Path, index: int) -> Path:
         """Make a verified, synced copy the ledger in force; returns its new path. Survives any crash.
 
-        The ledger that was in force stays until the next time, for those who still read it; older
-        ones are removed.
+        The ledger that was in force stays until the next time, for those who still read it.
         """
         name = f"ledger-{index}"
         folder = self.root / name
-        before = self.disk.read(self.root / "CURRENT").decode("ascii", "replace").strip()
         self.disk.remove_folder(folder)
         self.disk.make_folder(folder)
         target = folder / "ledger.db"
         self.disk.rename(copy, target)
         self.disk.sync_folder(folder)
         self._point_at(name)
-        for other in self.root.glob("ledger-*"):
-            if other.name not in (name, before):
-                self.disk.remove_folder(other)
         return target
+
+    def other_ledgers(self, *kept: Path) -> list[Path]:
+        """The folders of ledgers but for those of the databases at these paths."""
+        names = [path.parent.name for path in kept]
+        return [other for other in self.root.glob("ledger-*") if other.name not in names]
+
+    def remove_ledgers(self, folders: Sequence[Path]) -> None:
+        """Remove them. Blocks for large ones: for a thread."""
+        for folder in folders:
+            self.disk.remove_folder(folder)
 
     def _point_at(self, name: str) -> None:
         # The new folder's name is durable with the record that names it: both lie in the root.

@@ -1,71 +1,66 @@
 """Copies of the ledger for voters that fell behind: made off the loop, sent in chunks, verified, installed.
 
-A copy is an online backup made under one read transaction, so that it is of exactly one revision
-and writers do not make it start over. What arrives is kept aside until its SHA-256 is right.
+Only what was proven is sent: a copy is checked when it is made and again chunk by chunk as it is
+read. What arrives is kept aside until it was checked, off the loop, and only then is it installed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import sqlite3
-import weakref
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from quorumesh.v1.peer_pb2 import SnapshotChunk
 
+from consensus.copying import (
+    PARTIAL,
+    Copied,
+    SnapshotFile,
+    check_received,
+    copy_ledger,
+    copy_pages,
+    prove_copy,
+    remove_database,
+)
 from consensus.directory import LedgerDirectory
-from consensus.engine.disk import Disk
+from consensus.engine.config import CHUNK_BYTES_MAX
+from consensus.engine.ports import Checked
+from consensus.engine.ports import SnapshotFile as Sendable
 from consensus.errors import Damaged
 from consensus.ports import Background
 
-COPY_PAGES_STEP = 512
-CHUNK_BYTES_MAX = 262_144
 REFUSED_REQUESTS = 100  # about two seconds: a leader asks at each of its ticks
-PARTIAL = "partial.db"
+REFUSALS_MAX = 2  # peers that threw a copy away, until a new one is made
 SNAPSHOT_BYTES_MAX = 1 << 40
+WAL_BYTES_MAX = 256 << 20  # a copy that takes so long that the log grows beyond this is given up
+
+log = logging.getLogger("consensus.snapshots")
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class SnapshotFile:
-    """A finished copy. `digest` is the SHA-256 of the whole file.
-
-    It is held open, so that a peer that is being sent it gets the rest when a newer one has already
-    replaced it by name.
-    """
-
-    index: int
-    term: int
-    bytes_total: int
-    digest: bytes
-    path: Path
-    fd: int
-
-    def __post_init__(self) -> None:
-        weakref.finalize(self, os.close, self.fd)
-
-    def read(self, offset: int, count: int) -> bytes:
-        return os.pread(self.fd, count, offset)
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Incoming:
-    """A copy being received."""
+    """A copy being received, or being checked once all of it is here."""
 
     index: int
     term: int
     bytes_total: int
     digest: bytes
     path: Path
+    handle: int
     offset: int = 0
+    checked: Checked | None = None
+
+    def is_of(self, chunk: SnapshotChunk) -> bool:
+        return (self.index, self.term, self.digest) == (chunk.index, chunk.entry_term, chunk.digest)
 
 
 class Snapshots:
-    """The engine's source and sink of ledger copies."""
+    """The engine's source and sink of ledger copies.
+
+    `damage` says what is wrong with this node's own ledger, once a copy of it has shown that; from
+    then on no copy is made of it.
+    """
 
     def __init__(
         self,
@@ -74,22 +69,30 @@ class Snapshots:
         background: Background,
         ledger_path: Callable[[], Path],
         replace: Callable[[Path, int], None],
+        wal_bytes_max: int = WAL_BYTES_MAX,
     ) -> None:
         self._directory = directory
         self._background = background
         self._ledger_path = ledger_path
         self._replace = replace
+        self._wal_bytes_max = wal_bytes_max
         self._latest: SnapshotFile | None = None
+        self._refusals = 0
         self._making = False
+        self._reading = False
         self._pass_over_count = 0
         self._incoming: Incoming | None = None
+        self._incoming_sequence = 0
+        self.damage = ""
         self.made_count = 0
         self.installed_count = 0
 
     @property
     def is_making(self) -> bool:
-        """A copy is being made: a read transaction is held open."""
-        return self._making
+        """A copy is being read from the ledger: a read transaction is held open."""
+        return self._reading
+
+    # Copies for others.
 
     def latest(self) -> SnapshotFile | None:
         return self._latest
@@ -99,130 +102,178 @@ class Snapshots:
 
         After one that failed the next REFUSED_REQUESTS requests are passed over.
         """
-        if self._making:
+        if self._making or self.damage:
             return
         if self._pass_over_count > 0:
             self._pass_over_count -= 1
             return
-        self._making = True
+        self._making = self._reading = True
+        source, folder, disk = self._ledger_path(), self._directory.snapshots, self._directory.disk
+        copied: list[Copied] = []
         made: list[SnapshotFile] = []
-        source = self._ledger_path()
 
-        def work() -> None:
-            made.append(copy_ledger(source, self._directory.snapshots, self._directory.disk))
+        def may_go_on() -> bool:
+            return wal_bytes(source) <= self._wal_bytes_max
 
-        def done(error: BaseException | None) -> None:
-            self._making = False
+        def read() -> None:
+            copied.append(copy_pages(source, folder / PARTIAL, disk, may_go_on=may_go_on))
+
+        def was_read(error: BaseException | None) -> None:
+            self._reading = False
+            if error is None:
+                self._background.run(prove, was_proven)
+            else:
+                self._give_up(error)
+
+        def prove() -> None:
+            made.append(prove_copy(folder, copied[0], disk))
+
+        def was_proven(error: BaseException | None) -> None:
             if error is None:
                 self._keep(made[0])
             else:
-                # A disk that is full does not get emptier by filling it again at once.
-                self._pass_over_count = REFUSED_REQUESTS
-                (self._directory.snapshots / PARTIAL).unlink(missing_ok=True)
+                self._give_up(error)
 
-        self._background.run(work, done)
+        self._background.run(read, was_read)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._making = False
+        # A disk that is full does not get emptier by filling it again at once.
+        self._pass_over_count = REFUSED_REQUESTS
+        remove_database(self._directory.snapshots / PARTIAL, self._directory.disk)
+        if isinstance(error, Damaged):
+            self.damage = str(error)
+            log.critical("no copy of this ledger is sent to anybody: %s", error)
+        else:
+            log.warning("a copy of the ledger was not made: %s", error)
 
     def _keep(self, made: SnapshotFile) -> None:
+        self._making, self._refusals = False, 0
         old, self._latest = self._latest, made
         self.made_count += 1
         if old is not None and old.path != made.path:
-            old.path.unlink(missing_ok=True)
+            self._directory.disk.remove(old.path)
+
+    def refused(self, snapshot: Sendable) -> None:
+        """A peer received all of it and threw it away; after REFUSALS_MAX a new one is made."""
+        if snapshot is self._latest:
+            self._refusals += 1
+            if self._refusals >= REFUSALS_MAX:
+                self.rotten(snapshot)
+
+    def rotten(self, snapshot: Sendable) -> None:
+        """It is not handed out again; the next request makes a new one, but not at once."""
+        if snapshot is self._latest:
+            log.error("the copy of the ledger at %d is not sound: it is made anew", snapshot.index)
+            self._directory.disk.remove(self._latest.path)
+            self._latest, self._refusals = None, 0
+            self._pass_over_count = REFUSED_REQUESTS
+
+    # Copies from others.
 
     def receive(self, chunk: SnapshotChunk) -> int:
-        """Take a chunk; returns the offset wanted next. A chunk of another copy starts that copy over."""
+        """Take a chunk; returns the offset wanted next. A chunk of another copy starts that copy over.
+
+        With the last one the checking begins, in the background.
+        """
         incoming = self._incoming
-        if incoming is None or (incoming.index, incoming.term, incoming.digest) != (
-            chunk.index,
-            chunk.entry_term,
-            chunk.digest,
-        ):
+        if incoming is None or not incoming.is_of(chunk):
             if not 0 < chunk.total_bytes <= SNAPSHOT_BYTES_MAX:
                 return 0
             incoming = self._begin(chunk)
+        if incoming is None:
+            return 0
         count = len(chunk.data)
         is_too_much = count > CHUNK_BYTES_MAX or incoming.offset + count > incoming.bytes_total
-        if chunk.offset != incoming.offset or is_too_much:
+        if chunk.offset != incoming.offset or is_too_much or count == 0:
             return incoming.offset
-        with open(incoming.path, "ab") as file:
-            file.write(chunk.data)
-        incoming.offset += len(chunk.data)
+        if self._write(incoming, chunk.data):
+            incoming.offset += count
+            if incoming.offset == incoming.bytes_total:
+                self._check(incoming)
         return incoming.offset
 
-    def _begin(self, chunk: SnapshotChunk) -> Incoming:
+    def _write(self, incoming: Incoming, data: bytes) -> bool:
+        """False when there is no room: what is there stays, and the chunk will come again."""
+        disk = self._directory.disk
+        try:
+            disk.write(incoming.handle, data)
+        except OSError as error:
+            log.warning("a chunk of a copy of the ledger was not taken: %s", error)
+            disk.truncate(incoming.path, incoming.offset)
+            return False
+        return True
+
+    def _begin(self, chunk: SnapshotChunk) -> Incoming | None:
         self.abort()
-        path = self._directory.incoming / f"snapshot-{chunk.index}-{chunk.entry_term}.db"
-        path.unlink(missing_ok=True)
+        # A name of its own: what is still being checked of an earlier one is left alone.
+        self._incoming_sequence += 1
+        path = self._directory.incoming / f"incoming-{self._incoming_sequence}.db"
+        try:
+            handle = self._directory.disk.open_append(path)
+        except OSError as error:
+            log.warning("no copy of the ledger can be received: %s", error)
+            return None
         self._incoming = Incoming(
-            chunk.index, chunk.entry_term, chunk.total_bytes, chunk.digest, path
+            chunk.index, chunk.entry_term, chunk.total_bytes, chunk.digest, path, handle
         )
         return self._incoming
 
+    def _check(self, incoming: Incoming) -> None:
+        disk = self._directory.disk
+        disk.close(incoming.handle)
+        incoming.handle = -1
+
+        def work() -> None:
+            copied = (incoming.index, incoming.term)
+            check_received(incoming.path, digest=incoming.digest, copied=copied, disk=disk)
+
+        def done(error: BaseException | None) -> None:
+            if incoming is not self._incoming:
+                # It was given up meanwhile, and the check may have left files of its own.
+                remove_database(incoming.path, disk)
+                return
+            if error is not None:
+                log.error("a received copy of the ledger was thrown away: %s", error)
+            incoming.checked = Checked(
+                incoming.index, incoming.term, incoming.bytes_total, error is None
+            )
+
+        self._background.run(work, done)
+
+    def checked(self) -> Checked | None:
+        return self._incoming.checked if self._incoming is not None else None
+
     def is_complete(self) -> bool:
+        """All of a copy is here, checked or not."""
         incoming = self._incoming
         return incoming is not None and incoming.offset == incoming.bytes_total
 
     def abort(self) -> None:
         """Forget what was received so far."""
-        if self._incoming is not None:
-            self._incoming.path.unlink(missing_ok=True)
-            self._incoming = None
+        incoming, self._incoming = self._incoming, None
+        if incoming is None:
+            return
+        if incoming.handle >= 0:
+            self._directory.disk.close(incoming.handle)
+        remove_database(incoming.path, self._directory.disk)
 
     def install(self, index: int, term: int) -> None:
-        """Verify the received copy and make it the ledger in force. Damaged if it is not what was sent."""
+        """Make the copy that was found sound the ledger in force."""
         incoming = self._incoming
-        assert incoming is not None and (incoming.index, incoming.term) == (index, term)
-        if digest_of(incoming.path) != incoming.digest:
-            self.abort()
-            raise Damaged("a received snapshot does not match its digest; it was thrown away")
-        verify_copy(incoming.path, index=index, term=term)
-        self._directory.disk.sync_file(incoming.path)
+        assert incoming is not None and incoming.checked is not None
+        assert incoming.checked.is_sound and (incoming.index, incoming.term) == (index, term)
         self._incoming = None
         self._replace(incoming.path, index)
         self.installed_count += 1
 
 
-def copy_ledger(source: Path, folder: Path, disk: Disk) -> SnapshotFile:
-    """Copy a live ledger into `folder`. Blocks: for a thread."""
-    partial = folder / PARTIAL
-    partial.unlink(missing_ok=True)
-    reading = sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True, isolation_level=None)
-    with contextlib.closing(reading):
-        reading.execute("BEGIN")
-        index, term = applied_of(reading)
-        writing = sqlite3.connect(partial)
-        with contextlib.closing(writing):
-            reading.backup(writing, pages=COPY_PAGES_STEP, sleep=0)
-            writing.execute("PRAGMA journal_mode=DELETE").fetchone()
-        reading.execute("ROLLBACK")
-    path = folder / f"snapshot-{index}-{term}.db"
-    disk.sync_file(partial)
-    disk.rename(partial, path)
-    disk.sync_folder(folder)
-    digest, fd = digest_of(path), os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return SnapshotFile(index, term, os.fstat(fd).st_size, digest, path, fd)
-
-
-def verify_copy(path: Path, *, index: int, term: int) -> None:
-    """Damaged unless the file is a sound database of exactly this revision."""
+def wal_bytes(path: Path) -> int:
+    """Bytes of the write-ahead log beside a database; 0 when there is none."""
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
-        ) as reading:
-            found = applied_of(reading)
-            sound = reading.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise Damaged(f"a received snapshot is not a ledger: {error}") from error
-    if found != (index, term) or sound != "ok":
-        raise Damaged(f"a received snapshot is of {found}, not of {(index, term)}; check: {sound}")
+        return path.with_name(path.name + "-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
-def applied_of(connection: sqlite3.Connection) -> tuple[int, int]:
-    """The applied index and term that a ledger database holds."""
-    row = connection.execute("SELECT applied_index, applied_term FROM ledger").fetchone()
-    return int(row[0]), int(row[1])
-
-
-def digest_of(path: Path) -> bytes:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+__all__ = ["Incoming", "SnapshotFile", "Snapshots", "copy_ledger", "wal_bytes"]

@@ -88,10 +88,11 @@ class Engine:
         self.apply_committed()
 
     def exchange(self) -> None:
-        """The part of a tick that peers wait for: stand, lead, send, sync."""
+        """The part of a tick that peers wait for: install a copy, stand, lead, send, sync."""
         if self._is_stopped():
             return
         with self._entered():
+            following.install_if_checked(self._seat)
             votes.stand_if_due(self._seat)
             if self._seat.raft.is_leader:
                 leading.lead(self._seat)

@@ -13,7 +13,6 @@ from quorumesh.v1.peer_pb2 import (
 
 from consensus.engine.codec import is_command
 from consensus.engine.seat import Seat
-from consensus.errors import Damaged
 
 
 def hear_leader(seat: Seat, peer: str, term: int) -> bool:
@@ -113,25 +112,35 @@ def _back_up(seat: Seat, peer: str, next_index: int) -> None:
 
 
 def chunk_received(seat: Seat, peer: str, term: int, chunk: SnapshotChunk) -> None:
-    """Collect a copy of the state; install it when complete, sound and newer than the commit."""
+    """Collect a copy of the state that is newer than the commit. Once whole it is checked off the loop."""
     if not hear_leader(seat, peer, term):
         return
     if chunk.index <= seat.raft.commit_index:
         seat.snapshots.abort()
-        _answer_chunk(seat, peer, chunk, seat.raft.commit_index, installed=True)
+        _answer_chunk(seat, peer, chunk.index, seat.raft.commit_index, installed=True)
         return
-    offset = seat.snapshots.receive(chunk)
-    if not seat.snapshots.is_complete():
-        _answer_chunk(seat, peer, chunk, offset)
+    _answer_chunk(seat, peer, chunk.index, seat.snapshots.receive(chunk))
+
+
+def install_if_checked(seat: Seat) -> None:
+    """Install a copy that was found sound; tell the leader of one that was not.
+
+    Only a copy of the leader that is followed now: `hear_leader` forgets those of others, and who
+    stands or leads has no use for one.
+    """
+    checked = seat.snapshots.checked()
+    if checked is None:
         return
-    try:
-        seat.snapshots.install(chunk.index, chunk.entry_term)
-    except Damaged:
+    raft, leader = seat.raft, seat.raft.leader_id
+    if raft.is_leader or not leader or checked.index <= raft.commit_index:
         seat.snapshots.abort()
-        _answer_chunk(seat, peer, chunk, 0)
-        return
-    _begin_after(seat, chunk.index, chunk.entry_term)
-    _answer_chunk(seat, peer, chunk, chunk.total_bytes, installed=True)
+    elif not checked.is_sound:
+        seat.snapshots.abort()
+        _answer_chunk(seat, leader, checked.index, 0)
+    else:
+        seat.snapshots.install(checked.index, checked.term)
+        _begin_after(seat, checked.index, checked.term)
+        _answer_chunk(seat, leader, checked.index, checked.bytes_total, installed=True)
 
 
 def _begin_after(seat: Seat, index: int, term: int) -> None:
@@ -144,7 +153,7 @@ def _begin_after(seat: Seat, index: int, term: int) -> None:
 
 
 def _answer_chunk(
-    seat: Seat, peer: str, chunk: SnapshotChunk, offset: int, *, installed: bool = False
+    seat: Seat, peer: str, index: int, offset: int, *, installed: bool = False
 ) -> None:
-    reply = SnapshotReply(index=chunk.index, next_offset=offset, installed=installed)
+    reply = SnapshotReply(index=index, next_offset=offset, installed=installed)
     seat.say(peer, Frame(snapshot_reply=reply))

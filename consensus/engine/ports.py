@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from quorumesh.v1.peer_pb2 import SnapshotChunk
@@ -36,23 +37,43 @@ class SnapshotFile(Protocol):
     @property
     def digest(self) -> bytes: ...
 
-    def read(self, offset: int, count: int) -> bytes: ...
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes. Raises Damaged when they are no longer those that were written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A received copy that was read to its end: sound, or not what was sent."""
+
+    index: int
+    term: int
+    bytes_total: int
+    is_sound: bool
 
 
 class SnapshotStore(Protocol):
     """Source and sink of copies of the state."""
 
-    def latest(self) -> SnapshotFile | None: ...
+    def latest(self) -> SnapshotFile | None:
+        """The copy to send; None when there is none that may be sent."""
 
     def request(self) -> None:
         """Make a fresh copy in the background."""
 
+    def refused(self, snapshot: SnapshotFile) -> None:
+        """A peer received all of this copy and threw it away."""
+
+    def rotten(self, snapshot: SnapshotFile) -> None:
+        """This copy could not be read back as it was written: it is never handed out again."""
+
     def receive(self, chunk: SnapshotChunk) -> int:
-        """Take a chunk; the offset wanted next."""
+        """Take a chunk; the offset wanted next. With the last one the checking begins, off the loop."""
 
-    def is_complete(self) -> bool: ...
+    def checked(self) -> Checked | None:
+        """The received copy, once it has been checked; None while there is none or it is checked."""
 
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """Forget what was received."""
 
     def install(self, index: int, term: int) -> None:
-        """Make what was received the state in force, durably. Raises Damaged if it is not sound."""
+        """Make the copy that was found sound the state in force, durably."""

@@ -14,6 +14,8 @@ from consensus import compaction
 from consensus.compaction import checkpoint_at_once
 from consensus.core import Core
 from consensus.directory import LedgerDirectory
+from consensus.engine.config import CHUNK_BYTES_MAX
+from consensus.errors import ConsensusError
 from consensus.ledger import Ledger
 from consensus.snapshots import Snapshots
 from tests.consensus.cluster import Cluster, MemoryEnd
@@ -25,8 +27,12 @@ class AtOnce:
     """Blocking work done on the spot."""
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        work()
-        done(None)
+        error: BaseException | None = None
+        try:
+            work()
+        except (OSError, ConsensusError, sqlite3.Error) as failure:
+            error = failure
+        done(error)
 
 
 def fill(cluster: Cluster, first: int, last: int) -> Core:
@@ -89,14 +95,14 @@ def test_a_copy_being_sent_stays_readable_when_a_newer_one_has_replaced_it(tmp_p
     snapshots.request()
     first = snapshots.latest()
     assert first is not None
-    whole = first.path.read_bytes()
+    whole, step = first.path.read_bytes(), CHUNK_BYTES_MAX
 
     ledger.apply_noop(1, 1)
     snapshots.request()
 
     assert snapshots.latest() is not first
     assert not first.path.exists()
-    assert b"".join(first.read(at, 1_000) for at in range(0, len(whole), 1_000)) == whole
+    assert b"".join(first.read(at, step) for at in range(0, len(whole), step)) == whole
     ledger.close()
 
 

@@ -69,10 +69,11 @@ def test_a_missing_current_beside_a_journal_refuses_to_start(tmp_path: Path) -> 
 
 def test_a_node_that_installs_again_and_again_keeps_two_ledgers_at_most(tmp_path: Path) -> None:
     directory = LedgerDirectory(tmp_path)
-    directory.prepare()
+    path = directory.prepare()
     for index in (10, 20, 30):
         copy = directory.incoming / "copy.db"
         copy.write_bytes(b"new")
-        directory.replace_ledger(copy, index)
+        before, path = path, directory.replace_ledger(copy, index)
+        directory.remove_ledgers(directory.other_ledgers(path, before))
 
     assert sorted(path.name for path in tmp_path.glob("ledger-*")) == ["ledger-20", "ledger-30"]

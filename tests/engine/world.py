@@ -18,6 +18,7 @@ from quorumesh.v1.ledger_pb2 import MembershipChange
 from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk
 
 from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
+from consensus.engine.ports import Checked, SnapshotFile
 from tests.engine.disk import SimDisk
 
 TICK_MS = 20
@@ -210,8 +211,16 @@ class SimNode:
             data += chunk.data
         return len(data)
 
-    def is_complete(self) -> bool:
-        return self._incoming is not None and len(self._incoming[1]) == self._incoming[2]
+    def checked(self) -> Checked | None:
+        if self._incoming is None or len(self._incoming[1]) < self._incoming[2]:
+            return None
+        (index, term, digest), data, bytes_total = self._incoming
+        return Checked(index, term, bytes_total, hashlib.sha256(data).digest() == digest)
+
+    def refused(self, snapshot: SnapshotFile) -> None:
+        self._copy = None
+
+    rotten = refused
 
     def abort(self) -> None:
         self._incoming = None

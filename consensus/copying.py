@@ -1,0 +1,172 @@
+"""Copies of a ledger as files: made under one read transaction, proven, read back, checked on arrival.
+
+Everything that blocks here is for a thread. A copy is an online backup, so that it is of exactly one
+revision and writers do not make it start over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from consensus.engine.config import CHUNK_BYTES_MAX
+from consensus.engine.disk import Disk
+from consensus.errors import Damaged, Unavailable
+
+COPY_PAGES_STEP = 512
+SYNC_PAGES_STEP = (
+    4_096  # 16 MiB: what one sync writes, so that syncs of the journal do not wait long
+)
+PARTIAL = "partial.db"
+
+Copied = tuple[int, int]  # index and term of the revision that was copied
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class SnapshotFile:
+    """A finished copy. `digest` is the SHA-256 of the whole file, `chunk_digests` of each chunk.
+
+    It is held open, so that a peer that is being sent it gets the rest when a newer one has already
+    replaced it by name.
+    """
+
+    index: int
+    term: int
+    bytes_total: int
+    digest: bytes
+    chunk_digests: tuple[bytes, ...]
+    path: Path
+    fd: int
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, os.close, self.fd)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes, not beyond the end of a chunk. Damaged: not what was written."""
+        number, within = divmod(offset, CHUNK_BYTES_MAX)
+        try:
+            data = os.pread(self.fd, CHUNK_BYTES_MAX, number * CHUNK_BYTES_MAX)
+        except OSError as error:
+            raise Damaged(f"a copy of the ledger cannot be read back: {error}") from error
+        if hashlib.sha256(data).digest() != self.chunk_digests[number]:
+            raise Damaged(f"a copy of the ledger has changed on disk, at byte {offset}")
+        return data[within : within + count]
+
+
+def copy_ledger(source: Path, folder: Path, disk: Disk) -> SnapshotFile:
+    """Copy a live ledger into `folder` and prove the copy. Blocks: for a thread."""
+    copied = copy_pages(source, folder / PARTIAL, disk, may_go_on=lambda: True)
+    return prove_copy(folder, copied, disk)
+
+
+def copy_pages(source: Path, target: Path, disk: Disk, *, may_go_on: Callable[[], bool]) -> Copied:
+    """Copy a live ledger page by page, under one read transaction, which is over at the end.
+
+    Damaged when the ledger's own pages are; Unavailable when it may not go on.
+    """
+    remove_database(target, disk)
+    reading = sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True, isolation_level=None)
+    writing = sqlite3.connect(target, isolation_level=None)
+    unsynced_from = [0]
+
+    def pace(status: int, remaining: int, total: int) -> None:
+        if not may_go_on():
+            raise Unavailable("the copy took so long that the write-ahead log outgrew its bound")
+        if total - remaining - unsynced_from[0] >= SYNC_PAGES_STEP:
+            disk.sync_file(target)
+            unsynced_from[0] = total - remaining
+
+    with contextlib.closing(reading), contextlib.closing(writing):
+        # What is lost with the power is made anew; the finished copy is synced before it counts.
+        writing.execute("PRAGMA synchronous=OFF")
+        try:
+            reading.execute("BEGIN")
+            copied = applied_of(reading)
+            reading.backup(writing, pages=COPY_PAGES_STEP, progress=pace, sleep=0)
+            reading.execute("ROLLBACK")
+            writing.execute("PRAGMA journal_mode=DELETE").fetchone()
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise Damaged(f"the ledger cannot be copied, its file is damaged: {error}") from error
+    return copied
+
+
+def prove_copy(folder: Path, copied: Copied, disk: Disk) -> SnapshotFile:
+    """Make the copy durable, check it from end to end and give it its name.
+
+    Damaged when it is not sound: then the ledger that it was made from is not either.
+    """
+    index, term = copied
+    partial, path = folder / PARTIAL, folder / f"snapshot-{index}-{term}.db"
+    disk.sync_file(partial)
+    try:
+        verify_copy(partial, index=index, term=term)
+    except Damaged as error:
+        raise Damaged(f"the ledger of this node is damaged: {error}") from error
+    disk.rename(partial, path)
+    disk.sync_folder(folder)
+    digest, chunk_digests = digests_of(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return SnapshotFile(index, term, os.fstat(fd).st_size, digest, chunk_digests, path, fd)
+
+
+def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> None:
+    """Damaged unless a received file is what was sent and sound. Leaves it durable, ready to open."""
+    if digest_of(path) != digest:
+        raise Damaged("a received copy does not match its digest")
+    index, term = copied
+    verify_copy(path, index=index, term=term)
+    # Done here, because the first to open it would have to do it, on the loop.
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    disk.sync_file(path)
+
+
+def verify_copy(path: Path, *, index: int, term: int) -> None:
+    """Damaged unless the file is a sound database of exactly this revision."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+        ) as reading:
+            found = applied_of(reading)
+            sound = reading.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise Damaged(f"a copy is not a ledger: {error}") from error
+    if found != (index, term) or sound != "ok":
+        raise Damaged(f"a copy is of {found}, not of {(index, term)}; check: {sound}")
+
+
+def applied_of(connection: sqlite3.Connection) -> Copied:
+    """The applied index and term that a ledger database holds."""
+    row = connection.execute("SELECT applied_index, applied_term FROM ledger").fetchone()
+    return int(row[0]), int(row[1])
+
+
+def digest_of(path: Path) -> bytes:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def digests_of(path: Path) -> tuple[bytes, tuple[bytes, ...]]:
+    """SHA-256 of a file, and of each of its chunks as they are sent."""
+    whole, chunks = hashlib.sha256(), []
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(CHUNK_BYTES_MAX):
+            whole.update(data)
+            chunks.append(hashlib.sha256(data).digest())
+    return whole.digest(), tuple(chunks)
+
+
+def remove_database(path: Path, disk: Disk) -> None:
+    """Remove a database file with what SQLite may have left beside it."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        disk.remove(path.with_name(path.name + suffix))
