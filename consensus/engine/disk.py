@@ -60,6 +60,8 @@ class Disk:
     def replace(self, path: Path, data: bytes) -> None:
         """Make this the content of the file, durably: the old one or the new, never a mixture."""
         partial = path.with_name(path.name + ".tmp")
+        # Never one that is left of an attempt whose sync failed: its next sync may lie.
+        partial.unlink(missing_ok=True)
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             self.write(handle, data)

@@ -63,10 +63,11 @@ class Engine:
         self._machine = machine
         self._on_need_tick = on_need_tick
         self._is_closed = False
-        self.failed: BaseException | None = None
+        self.failed: BaseException | None = journal.failed or vote.failed
         ambient.enter(clock, rng)
         applied = machine.applied_index
-        _check_storage(journal, vote, applied)
+        if self.failed is None:
+            self.failed = _check_storage(journal, vote, applied)
         raft = Raft(config, LogView(journal, vote, applied), applied)
         self._seat = Seat(
             config,
@@ -364,8 +365,11 @@ class Engine:
                     votes.hand_over_asked(seat, peer, term)
 
 
-def _check_storage(journal: Journal, vote: VoteRecord, applied_index: int) -> None:
-    """Refuse to take part with a journal and a vote record that cannot be of the same node."""
+def _check_storage(journal: Journal, vote: VoteRecord, applied_index: int) -> OSError | None:
+    """Refuse to take part with a journal and a vote record that cannot be of the same node.
+
+    Returns what the disk refused, if a term had to be noted.
+    """
     if not journal.base_index <= applied_index <= journal.last_index:
         raise Damaged(
             f"the ledger has applied {applied_index}, the journal holds "
@@ -379,4 +383,8 @@ def _check_storage(journal: Journal, vote: VoteRecord, applied_index: int) -> No
     if journal.base_index > 0 and not vote.existed:
         raise Damaged("the vote record is missing beside a journal that has begun anew: it is lost")
     if vote.term < journal.base_term:
-        vote.save(journal.base_term, None)
+        try:
+            vote.save(journal.base_term, None)
+        except OSError as error:
+            return error
+    return None

@@ -3,27 +3,41 @@
 Bytes go out unsynced; `sync()` runs one fdatasync at a time through a Background and everything
 waiting shares it. Positions (segment sequence, offset) only grow: entries are withdrawn by a CUT
 record, not by shortening the file, so a GROUP record proves what was durable when it was written.
-At open, what follows the last intact record is cut when nothing proves that it had been synced;
-damage before a proven position raises Damaged.
+At open, damage before a proven position raises Damaged. What is intact but unproven is written to a
+new file, and that one synced: after a sync that failed, the next one of the same file may lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consensus.engine.disk import Disk
-from consensus.engine.opening import Segment, open_segments, segment_name
-from consensus.engine.records import CUT_BODY, ENTRY_HEAD, GROUP_BODY, SEGMENT_BODY, Kind, encode
+from consensus.engine.opening import (
+    NO_CUT,
+    NO_OP_COMMAND,
+    Opened,
+    Position,
+    Row,
+    Segment,
+    read_journal,
+    segment_name,
+)
+from consensus.engine.records import (
+    CUT_BODY,
+    ENTRY_HEAD,
+    GROUP_BODY,
+    Head,
+    Kind,
+    Origin,
+    encode,
+)
 from consensus.errors import StorageFailed
 from consensus.ports import Background
 
 SEGMENT_BYTES_DEFAULT = 8 << 20
 ENTRY_BYTES_MAX = 1 << 20
-NO_OP_COMMAND = b"\x01"
-
-Row = tuple[bytes, int, int]  # command, index, term
 
 
 @dataclass(slots=True)
@@ -32,7 +46,7 @@ class Syncing:
 
     offset: int
     index: int
-    position: tuple[int, int]
+    position: Position
     handles: list[int]
 
 
@@ -40,7 +54,8 @@ class Journal:
     """Entries after `base_index`, in order and without gaps.
 
     Memory: every entry after the base is also held in memory; `drop_to` bounds that, so the owner
-    who drops segments bounds both. Raises Damaged at open, StorageFailed when a write is refused.
+    who drops segments bounds both. Raises Damaged at open, StorageFailed when a write is refused;
+    when one is refused at open, the journal can be read, and `failed` says why it takes nothing.
     """
 
     def __init__(
@@ -55,7 +70,7 @@ class Journal:
         self._background = background
         self._segment_bytes_max = segment_bytes_max
         self._disk = disk if disk is not None else Disk()
-        opened = open_segments(self._folder, self._disk)
+        opened = read_journal(self._folder, self._disk)
         self._segments: list[Segment] = opened.segments
         self.rows: list[Row] = opened.rows  # rows[0] stands for the base entry itself
         self._buffer = bytearray()
@@ -67,25 +82,74 @@ class Journal:
         self.sync_count = 0
         self.written_offset = 0  # Invariant: synced_offset <= written_offset; both only grow.
         self.synced_offset = 0
-        self.synced_index = self.last_index
-        self._start()
+        self.synced_index = opened.proven_index
+        self._proven = opened.proven
+        try:
+            self._start(opened)
+        except OSError as error:
+            self._fail(error)
 
-    def _start(self) -> None:
-        # What was read may never have been synced; from here on it counts, so make it so.
-        for segment in self._segments[:-1]:
-            handle = self._disk.open_append(self._folder / segment_name(segment.sequence))
-            self._disk.sync(handle)
-            self._disk.close(handle)
+    def _start(self, opened: Opened) -> None:
+        """Make all that was read durable; only then it counts."""
         if not self._segments:
-            self._begin_segment(sequence=1, fresh=False)
-            self._write_buffer()
+            self._write_whole(Head(opened.next_sequence, 0, 0, Origin.FRESH))
+        elif opened.proven_count < len(self._segments):
+            self._renew(opened)
         else:
-            path = self._folder / segment_name(self._segments[-1].sequence)
-            self._handle = self._disk.open_append(path)
-        self._disk.sync(self._handle)
+            last = self._segments[-1]
+            self._handle = self._disk.open_append(self._folder / segment_name(last.sequence))
+        # A name that was given just before a crash may not be durable yet.
         self._disk.sync_folder(self._folder)
+        for name in self._disk.names(self._folder):
+            if name in opened.leftovers or name.endswith(".tmp"):
+                self._disk.remove(self._folder / name)
         self._proven = (self._segments[-1].sequence, self._segments[-1].bytes_used)
-        self.synced_offset = self.written_offset
+        self.synced_index = self.last_index
+
+    def _renew(self, opened: Opened) -> None:
+        """Write what is not proven anew, in a file of its own; the old files are not touched again."""
+        kept, unproven = (
+            self._segments[: opened.proven_count],
+            self._segments[opened.proven_count :],
+        )
+        first, cut_index = unproven[0], min(segment.cut_index for segment in unproven)
+        head = Head(opened.next_sequence, first.base_index, first.base_term, Origin.FRESH)
+        if kept:
+            last = kept[-1]
+            head = replace(
+                head,
+                origin=Origin.RENEWED,
+                follows=last.sequence,
+                follows_bytes=last.bytes_used,
+            )
+        self._segments = kept
+        self._write_whole(head, cut_index=cut_index)
+        opened.leftovers.extend(segment_name(segment.sequence) for segment in unproven)
+
+    def _write_whole(self, head: Head, *, cut_index: int = NO_CUT) -> None:
+        """Make a segment of all entries after the head's base, durably, and go on in it."""
+        data = bytearray(head.encode())
+        if cut_index <= head.base_index:
+            data += encode(Kind.CUT, CUT_BODY.pack(cut_index))
+        after = min(head.base_index, cut_index - 1)
+        for command, index, term in self.rows[after + 1 - self.base_index :]:
+            data += encode(Kind.ENTRY, ENTRY_HEAD.pack(index, term) + command)
+        # The first group of a segment that appears whole, by rename, proves itself.
+        data += encode(Kind.GROUP, GROUP_BODY.pack(head.sequence, len(data)))
+        path = self._folder / segment_name(head.sequence)
+        self._disk.replace(path, bytes(data))
+        self._handle = self._disk.open_append(path)
+        segment = Segment(
+            head.sequence,
+            head.base_index,
+            head.base_term,
+            max(head.base_index, self.last_index),
+            bytes_used=len(data),
+        )
+        if cut_index <= head.base_index:
+            segment.cut_index = cut_index
+        self._segments.append(segment)
+        self._proven = (head.sequence, len(data))
 
     # What it holds.
 
@@ -150,7 +214,8 @@ class Journal:
             later_cut = min(segment.cut_index for segment in self._segments[at + 1 :])
             if max(s.last_index for s in self._segments[: at + 1]) > index or base > index:
                 break
-            if later_cut > base:
+            # What goes on without them must have its own head durably.
+            if later_cut > base and self._proven[0] >= self._segments[at + 1].sequence:
                 keep = at + 1
         if keep == 0:
             return
@@ -163,28 +228,28 @@ class Journal:
         self.rows[0] = (NO_OP_COMMAND, base_index, base_term)
 
     def reset(self, base_index: int, base_term: int, *, keep_suffix: bool) -> None:
-        """Begin anew after this entry, durably, keeping what follows it if asked. Blocks."""
-        suffix = self.rows[base_index - self.base_index + 1 :] if keep_suffix else []
+        """Begin anew after this entry, durably, keeping what follows it if asked. Blocks.
+
+        Raises OSError, and is failed then: whether it began anew shows at the next opening.
+        """
+        if self.failed is not None:
+            raise StorageFailed(f"the journal failed before: {self.failed}")
         assert not keep_suffix or self.term_at(base_index) == base_term
-        sequence = self._segments[-1].sequence + 1
-        data = bytearray(segment_record(sequence, base_index, base_term, fresh=True))
-        for command, index, term in suffix:
-            data += encode(Kind.ENTRY, ENTRY_HEAD.pack(index, term) + command)
-        # The first group of a fresh segment proves itself: the file appears whole, by rename.
-        data += encode(Kind.GROUP, GROUP_BODY.pack(sequence, len(data)))
-        path = self._folder / segment_name(sequence)
-        self._disk.replace(path, bytes(data))
+        suffix = self.rows[base_index - self.base_index + 1 :] if keep_suffix else []
+        old = self._segments
         self._retire_handle()
         self._buffer.clear()
-        for segment in self._segments:
+        self.rows, self._segments = [(NO_OP_COMMAND, base_index, base_term), *suffix], []
+        try:
+            self._write_whole(Head(old[-1].sequence + 1, base_index, base_term, Origin.FRESH))
+        except OSError as error:
+            self._segments = old
+            self._fail(error)
+            raise
+        for segment in old:
             self._disk.remove(self._folder / segment_name(segment.sequence))
-        last_index = suffix[-1][1] if suffix else base_index
-        self._segments = [Segment(sequence, base_index, last_index, bytes_used=len(data))]
-        self._handle = self._disk.open_append(path)
-        self.rows = [(NO_OP_COMMAND, base_index, base_term), *suffix]
-        self.written_offset += len(data)
+        self.written_offset += self._segments[-1].bytes_used
         self.synced_offset, self.synced_index = self.written_offset, self.last_index
-        self._proven = (sequence, len(data))
         if self._syncing is not None:
             self._syncing.index = min(self._syncing.index, self.synced_index)
 
@@ -239,27 +304,44 @@ class Journal:
             self._roll()
 
     def close(self) -> None:
-        """Write what is buffered, sync it and let go of the file."""
+        """Write what is buffered, sync it, prove it and let go of the file."""
         if self._is_closed:
             return
         self._is_closed = True
-        if self.failed is None and (self._buffer or self.synced_offset < self.written_offset):
-            self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
-            self._write_buffer()
+        try:
+            if self.failed is None and (self._buffer or self.synced_offset < self.written_offset):
+                self._sync_at_end()
+        except OSError as error:
+            self._fail(error)
+            raise
+        finally:
+            busy = self._syncing.handles if self._syncing is not None else []
             for handle in [*self._retired, self._handle]:
-                self._disk.sync(handle)
-        busy = self._syncing.handles if self._syncing is not None else []
+                if handle >= 0 and handle not in busy:
+                    self._disk.close(handle)
+            self._retired, self._handle = [], -1
+
+    def _sync_at_end(self) -> None:
+        self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
+        self._write_buffer()
+        if self._syncing is not None:
+            # If that one fails, a sync beside it may lie: what it was to make durable is unproven.
+            return
+        segment = self._segments[-1]
         for handle in [*self._retired, self._handle]:
-            if handle not in busy:
-                self._disk.close(handle)
-        self._retired, self._handle = [], -1
+            self._disk.sync(handle)
+        self._put(Kind.GROUP, GROUP_BODY.pack(segment.sequence, segment.bytes_used))
+        self._write_buffer()
+        self._disk.sync(self._handle)
 
     # Inside.
 
     def _put(self, kind: Kind, body: bytes) -> None:
         if self.failed is not None:
             raise StorageFailed(f"the journal failed before: {self.failed}")
-        record = encode(kind, body)
+        self._add(encode(kind, body))
+
+    def _add(self, record: bytes) -> None:
         self._buffer += record
         self._segments[-1].bytes_used += len(record)
         self.written_offset += len(record)
@@ -281,18 +363,25 @@ class Journal:
             if self._buffer:
                 self._write_buffer()
             self._retire_handle(unsynced=True)
-            self._begin_segment(sequence=self._segments[-1].sequence + 1, fresh=False)
+            self._begin_segment()
             self._disk.sync_folder(self._folder)
         except (OSError, StorageFailed) as error:
             self._fail(error)
 
-    def _begin_segment(self, *, sequence: int, fresh: bool) -> None:
-        self._handle = self._disk.open_append(self._folder / segment_name(sequence))
-        self._segments.append(Segment(sequence, self.last_index, self.last_index, bytes_used=0))
-        record = segment_record(sequence, self.last_index, self.last_term, fresh=fresh)
-        self._buffer += record
-        self._segments[-1].bytes_used += len(record)
-        self.written_offset += len(record)
+    def _begin_segment(self) -> None:
+        last = self._segments[-1]
+        head = Head(
+            last.sequence + 1,
+            self.last_index,
+            self.last_term,
+            follows=last.sequence,
+            follows_bytes=last.bytes_used,
+        )
+        self._handle = self._disk.open_append(self._folder / segment_name(head.sequence))
+        segment = Segment(head.sequence, head.base_index, head.base_term, head.base_index, 0)
+        self._segments.append(segment)
+        self._add(head.encode())
+        self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
 
     def _retire_handle(self, *, unsynced: bool = False) -> None:
         busy = self._syncing is not None and self._handle in self._syncing.handles
@@ -301,7 +390,3 @@ class Journal:
         elif self._handle >= 0:
             self._disk.close(self._handle)
         self._handle = -1
-
-
-def segment_record(sequence: int, base_index: int, base_term: int, *, fresh: bool) -> bytes:
-    return encode(Kind.SEGMENT, SEGMENT_BODY.pack(sequence, base_index, base_term, fresh))

@@ -1,4 +1,7 @@
-"""Reading a journal back: what is intact, what may be cut, and what must stop the node."""
+"""Reading a journal back: what is intact, what is proven, and what must stop the node.
+
+It only reads. What nothing proves to have been synced is for the journal to write anew.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,23 @@ from consensus.engine.records import (
     CUT_BODY,
     ENTRY_HEAD,
     GROUP_BODY,
-    SEGMENT_BODY,
+    GROUP_RECORD_BYTES,
+    Head,
     Kind,
+    Origin,
     Record,
     groups_anywhere,
+    head_in,
     intact_prefix,
 )
 from consensus.errors import Damaged
 
 NO_CUT = 1 << 63
 SUFFIX = ".journal"
+NO_OP_COMMAND = b"\x01"
+
+Row = tuple[bytes, int, int]  # command, index, term
+Position = tuple[int, int]  # sequence of a segment, offset in it
 
 
 @dataclass(slots=True)
@@ -28,6 +38,7 @@ class Segment:
 
     sequence: int
     base_index: int
+    base_term: int
     last_index: int
     bytes_used: int
     cut_index: int = NO_CUT
@@ -35,119 +46,165 @@ class Segment:
 
 @dataclass(slots=True)
 class Opened:
-    """What a folder held."""
+    """What a folder holds."""
 
     segments: list[Segment] = field(default_factory=list)
-    rows: list[tuple[bytes, int, int]] = field(default_factory=lambda: [(b"\x01", 0, 0)])
+    rows: list[Row] = field(default_factory=lambda: [(NO_OP_COMMAND, 0, 0)])
+    proven: Position = (0, 0)  # everything before it had surely been synced
+    proven_index: int = 0  # the last entry as of there
+    torn_bytes: int = 0  # behind the last intact record
+    next_sequence: int = 1  # of the next file; higher than any that is there
+    leftovers: list[str] = field(default_factory=list)  # files that do not count any more
+    is_whole: bool = True  # nothing had to be left out at the end
+
+    @property
+    def proven_count(self) -> int:
+        """How many segments, from the first, are proven to their ends and may be written after."""
+        count = sum((s.sequence, s.bytes_used) <= self.proven for s in self.segments)
+        return count if self.is_whole else min(count, len(self.segments) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One segment file as read: its intact records and whether bytes follow them."""
+    """One segment file as read. `named` is the furthest position that a GROUP in it names."""
 
+    name: str
     sequence: int
-    data: bytes
-    records: list[Record]
+    bytes_total: int
+    head: Head | None
+    records: list[Record]  # the intact ones after the head
     intact_bytes: int
+    named: Position
 
 
 def segment_name(sequence: int) -> str:
     return f"{sequence:012d}{SUFFIX}"
 
 
-def open_segments(folder: Path, disk: Disk) -> Opened:
-    """Read all segments, cut what nothing proves was synced, rebuild the rows. Raises Damaged."""
-    found = [_read(folder, name, disk) for name in disk.names(folder) if name.endswith(SUFFIX)]
-    found = _from_last_fresh(found, folder, disk)
-    opened = Opened()
-    proven = _proven_position(found)
-    for at, segment in enumerate(found):
-        broken = segment.intact_bytes < len(segment.data) or not segment.records
-        missing = at > 0 and segment.sequence != found[at - 1].sequence + 1
-        if missing:
-            raise Damaged(f"journal segment {segment_name(segment.sequence - 1)} is missing")
-        if broken and proven > (segment.sequence, segment.intact_bytes):
+def read_journal(folder: Path, disk: Disk) -> Opened:
+    """Read all segments and rebuild the rows. Raises Damaged; changes nothing."""
+    names = [name for name in disk.names(folder) if name.endswith(SUFFIX)]
+    found = sorted((_read(folder, name, disk) for name in names), key=lambda one: one.sequence)
+    opened = Opened(next_sequence=found[-1].sequence + 1 if found else 1)
+    chain = _chain(found)
+    opened.proven = max((one.named for one in chain), default=(0, 0))
+    for at, one in enumerate(chain):
+        follower = chain[at + 1].head if at + 1 < len(chain) else None
+        ends_at = follower.follows_bytes if follower is not None else one.bytes_total
+        is_torn = one.head is None or one.intact_bytes < max(one.bytes_total, ends_at)
+        if is_torn and opened.proven > (one.sequence, one.intact_bytes):
             raise Damaged(
-                f"journal segment {segment_name(segment.sequence)} is damaged at byte "
-                f"{segment.intact_bytes}, before {proven}, which had been synced"
+                f"journal segment {one.name} is damaged at byte {one.intact_bytes}, before "
+                f"{opened.proven}, which had been synced"
             )
-        if segment.records:
-            _replay(segment, opened)
-        if broken:
-            _cut(found[at:], folder, disk)
+        if follower is not None and follower.follows and one.intact_bytes > ends_at:
+            raise Damaged(f"journal segment {one.name} goes on behind {ends_at}, where it ended")
+        if one.head is not None:
+            _replay(one, one.head, opened)
+        if is_torn:
+            opened.is_whole = False
+            opened.torn_bytes = sum(rest.bytes_total for rest in chain[at:]) - one.intact_bytes
             break
-    if proven and opened.segments:
-        last = opened.segments[-1]
-        if proven > (last.sequence, last.bytes_used):
-            raise Damaged(f"the journal ends before {proven}, which had been synced")
+    _check_end(opened, found)
+    held = {segment.sequence for segment in opened.segments}
+    opened.leftovers = [one.name for one in found if one.sequence not in held]
     return opened
 
 
 def _read(folder: Path, name: str, disk: Disk) -> Found:
-    data = disk.read(folder / name)
+    digits = name.removesuffix(SUFFIX)
+    if not (digits.isascii() and digits.isdecimal() and segment_name(int(digits)) == name):
+        raise Damaged(f"{folder / name} is not a journal segment's name")
+    data, sequence = disk.read(folder / name), int(digits)
     records = list(intact_prefix(data))
-    sequence = int(name.removesuffix(SUFFIX))
-    if records and records[0].kind is not Kind.SEGMENT:
+    intact_bytes = records[-1].end if records else 0
+    head = head_in(records[0]) if records else None
+    if records and (head is None or head.sequence != sequence):
         raise Damaged(f"journal segment {name} does not begin with its head")
-    return Found(sequence, data, records, records[-1].end if records else 0)
+    named = _named(sequence, head, records)
+    for position in groups_anywhere(data, intact_bytes):
+        named = max(named, position)
+    return Found(name, sequence, len(data), head, records[1:], intact_bytes, named)
 
 
-def _from_last_fresh(found: list[Found], folder: Path, disk: Disk) -> list[Found]:
-    """A fresh segment voids the earlier ones; a crash may have left them behind."""
-    for at in range(len(found) - 1, -1, -1):
-        records = found[at].records
-        if records and SEGMENT_BODY.unpack(records[0].body)[3]:
-            for old in found[:at]:
-                disk.remove(folder / segment_name(old.sequence))
-            return found[at:]
-    return found
+def _named(sequence: int, head: Head | None, records: list[Record]) -> Position:
+    """The furthest position that an intact GROUP record proves was synced.
+
+    In a file that appeared whole the first one proves itself: it was synced before it had its name.
+    """
+    named, is_first = (0, 0), True
+    for record in records:
+        if record.kind is not Kind.GROUP:
+            continue
+        position = GROUP_BODY.unpack(record.body)
+        own = (sequence, record.end - GROUP_RECORD_BYTES)
+        is_whole = head is not None and head.origin is not Origin.ROLLED
+        if is_whole and is_first and position == own:
+            position = (sequence, record.end)
+        named, is_first = max(named, position), False
+    return named
 
 
-def _proven_position(found: list[Found]) -> tuple[int, int]:
-    """The last position that an intact GROUP record, even beyond damage, proves was synced."""
-    proven = (0, 0)
-    for segment in found:
-        for record in segment.records:
-            if record.kind is Kind.GROUP:
-                sequence, offset = GROUP_BODY.unpack(record.body)
-                proven = max(proven, (sequence, offset))
-        for position in groups_anywhere(segment.data, segment.intact_bytes):
-            proven = max(proven, position)
-    return proven
+def _chain(found: list[Found]) -> list[Found]:
+    """The segments that count, in order: from the last one with a head back through those it follows.
+
+    Behind it may lie files that never got one.
+    """
+    with_head = [at for at, one in enumerate(found) if one.head is not None]
+    if not with_head:
+        return list(found)
+    chain = found[with_head[-1] :]
+    below = found[: with_head[-1]]
+    while below:
+        head = chain[0].head
+        if head is not None and head.origin is Origin.FRESH:
+            break
+        follows = head.follows if head is not None else below[-1].sequence
+        below = [one for one in below if one.sequence <= follows]
+        if not below:
+            break
+        if below[-1].sequence != follows:
+            raise Damaged(f"journal segment {segment_name(follows)} is missing")
+        chain.insert(0, below.pop())
+    return chain
 
 
-def _replay(segment: Found, opened: Opened) -> None:
-    sequence, base_index, base_term, _ = SEGMENT_BODY.unpack(segment.records[0].body)
+def _replay(one: Found, head: Head, opened: Opened) -> None:
     if not opened.segments:
-        opened.rows = [(b"\x01", base_index, base_term)]
+        opened.rows = [(NO_OP_COMMAND, head.base_index, head.base_term)]
     rows = opened.rows
-    if sequence != segment.sequence or (rows[-1][1], rows[-1][2]) != (base_index, base_term):
-        raise Damaged(f"journal segment {segment_name(segment.sequence)} does not follow the last")
-    state = Segment(sequence, base_index, base_index, segment.intact_bytes)
-    for record in segment.records[1:]:
+    if (rows[-1][1], rows[-1][2]) != (head.base_index, head.base_term):
+        raise Damaged(f"journal segment {one.name} does not follow the last")
+    segment = Segment(
+        one.sequence, head.base_index, head.base_term, head.base_index, one.intact_bytes
+    )
+    for record in one.records:
         if record.kind is Kind.ENTRY:
             index, term = ENTRY_HEAD.unpack_from(record.body)
-            if index != rows[-1][1] + 1:
-                raise Damaged(f"journal entry {index} follows {rows[-1][1]}")
+            if index != rows[-1][1] + 1 or term < rows[-1][2]:
+                raise Damaged(f"journal entry {index} of term {term} follows {rows[-1][1:]}")
             rows.append((record.body[ENTRY_HEAD.size :], index, term))
-            state.last_index = max(state.last_index, index)
+            segment.last_index = max(segment.last_index, index)
         elif record.kind is Kind.CUT:
             (index,) = CUT_BODY.unpack(record.body)
             if index <= rows[0][1]:
                 raise Damaged(f"the journal withdraws entry {index}, before its base")
             del rows[index - rows[0][1] :]
-            state.cut_index = min(state.cut_index, index)
-    opened.segments.append(state)
+            segment.cut_index = min(segment.cut_index, index)
+        elif record.kind is Kind.SEGMENT:
+            raise Damaged(f"journal segment {one.name} has a second head")
+        if (one.sequence, record.end) <= opened.proven:
+            opened.proven_index = rows[-1][1]
+    opened.proven_index = max(opened.proven_index, rows[0][1])
+    opened.segments.append(segment)
 
 
-def _cut(broken: list[Found], folder: Path, disk: Disk) -> None:
-    """Remove what follows the last intact record, later files first."""
-    for segment in reversed(broken[1:]):
-        disk.remove(folder / segment_name(segment.sequence))
-    first = broken[0]
-    path = folder / segment_name(first.sequence)
-    if first.records:
-        disk.truncate(path, first.intact_bytes)
-    else:
-        disk.remove(path)
-    disk.sync_folder(folder)
+def _check_end(opened: Opened, found: list[Found]) -> None:
+    if not opened.segments:
+        if found:
+            # A first segment appears whole, by rename: a crash leaves none without a head.
+            raise Damaged(f"no segment of the journal has a head, from {found[0].name} on")
+        return
+    last = opened.segments[-1]
+    if opened.proven > (last.sequence, last.bytes_used):
+        raise Damaged(f"the journal ends before {opened.proven}, which had been synced")

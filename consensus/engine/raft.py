@@ -16,8 +16,9 @@ from pysyncobj.syncobj import _RAFT_STATE
 from pysyncobj.transport import Transport
 
 from consensus.engine.config import EngineConfig
-from consensus.engine.journal import Journal, Row
+from consensus.engine.journal import Journal
 from consensus.engine.library import monotonic_s
+from consensus.engine.opening import Row
 from consensus.engine.vote import VoteRecord
 
 LIBRARY_BATCH_BYTES = (

@@ -3,10 +3,12 @@
     record := length u32 | crc u32 (over kind and body) | kind u8 | body
 
 Kinds of record, all little endian:
-    SEGMENT  sequence u64, base index u64, base term u64, fresh u8 (1: earlier segments are void)
+    SEGMENT  sequence u64, base index u64, base term u64, origin u8, follows u64, follows_bytes u64:
+             the first record of each file, and which file it goes on from, where that one ends
     ENTRY    index u64, term u64, command
     GROUP    sequence u64, offset u64: everything before this position had been synced when this was
              written; it is the last record before each sync
+             In a file that appeared whole, by rename, the first one names itself.
     CUT      index u64: entries from this index on are withdrawn
 """
 
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 FRAME = struct.Struct("<IIB")
-SEGMENT_BODY = struct.Struct("<QQQB")
+SEGMENT_BODY = struct.Struct("<QQQBQQ")
 ENTRY_HEAD = struct.Struct("<QQ")
 GROUP_BODY = struct.Struct("<QQ")
 CUT_BODY = struct.Struct("<Q")
@@ -43,6 +45,47 @@ class Record:
     end: int
 
 
+class Origin(IntEnum):
+    """How a segment came to be, and what it makes void."""
+
+    ROLLED = 0  # the one before had grown large: nothing
+    FRESH = 1  # the journal began anew: every earlier segment
+    RENEWED = 2  # what nothing proved synced was written again: those after the one it follows
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first record of a segment."""
+
+    sequence: int
+    base_index: int
+    base_term: int
+    origin: Origin = Origin.ROLLED
+    follows: int = 0
+    follows_bytes: int = 0
+
+    def encode(self) -> bytes:
+        body = SEGMENT_BODY.pack(
+            self.sequence,
+            self.base_index,
+            self.base_term,
+            self.origin,
+            self.follows,
+            self.follows_bytes,
+        )
+        return encode(Kind.SEGMENT, body)
+
+
+def head_in(record: Record) -> Head | None:
+    """The head that a record holds; None when it is none that this program writes."""
+    if record.kind is not Kind.SEGMENT:
+        return None
+    sequence, index, term, origin, follows, follows_bytes = SEGMENT_BODY.unpack(record.body)
+    if origin > Origin.RENEWED:
+        return None
+    return Head(sequence, index, term, Origin(origin), follows, follows_bytes)
+
+
 def encode(kind: Kind, body: bytes) -> bytes:
     """Frame one record."""
     return FRAME.pack(len(body), zlib.crc32(body, kind), kind) + body
@@ -54,12 +97,26 @@ def record_at(data: bytes, offset: int) -> Record | None:
         return None
     length, crc, kind = FRAME.unpack_from(data, offset)
     end = offset + FRAME.size + length
-    if length > RECORD_BYTES_MAX or end > len(data) or not Kind.SEGMENT <= kind <= Kind.CUT:
+    if end > len(data) or not _is_shaped(kind, length):
         return None
     body = data[offset + FRAME.size : end]
     if zlib.crc32(body, kind) != crc:
         return None
     return Record(Kind(kind), body, end)
+
+
+def _is_shaped(kind: int, length_bytes: int) -> bool:
+    match kind:
+        case Kind.SEGMENT:
+            return length_bytes == SEGMENT_BODY.size
+        case Kind.ENTRY:
+            return ENTRY_HEAD.size < length_bytes <= RECORD_BYTES_MAX
+        case Kind.GROUP:
+            return length_bytes == GROUP_BODY.size
+        case Kind.CUT:
+            return length_bytes == CUT_BODY.size
+        case _:
+            return False
 
 
 def intact_prefix(data: bytes) -> Iterator[Record]:
