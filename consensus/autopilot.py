@@ -1,4 +1,7 @@
-"""What the leader does for the mesh by itself: admitted nodes become voters, silent ones are suspected.
+"""What the leader does for the mesh by itself.
+
+Silent nodes are suspected, leaving ones are removed, admitted ones become voters, and who was
+removed is told.
 
 It decides nothing that is not in the log: it only proposes.
 """
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from quorumesh.v1.ledger_pb2 import Command, MembershipChange, Suspect
 
-from consensus.errors import Unavailable
+from consensus.errors import Refusal, Unavailable
 from consensus.ports import Clock, Link
 
 if TYPE_CHECKING:
@@ -17,8 +20,8 @@ if TYPE_CHECKING:
 
 PERIOD_MS = 100
 SUSPECT_AFTER_MS = 250
-CAUGHT_UP_ENTRIES = 50
 PROPOSE_MS = 5_000
+FAREWELL_MS = 5_000  # for so long one connection is used to tell a removed node
 FED_MEMBERS_MAX = 16  # members without a vote that the leader sends the log to
 
 
@@ -32,6 +35,7 @@ class Autopilot:
         self._next_ms = 0
         self._down_since_ms: dict[str, int] = {}
         self._suspected: set[str] = set()
+        self._told_since_ms: dict[str, int] = {}  # removed nodes on this connection
 
     def turn(self) -> None:
         now_ms = self._clock.monotonic_ms()
@@ -41,10 +45,13 @@ class Autopilot:
         if self._core.engine.role != "leader":
             self._down_since_ms.clear()
             self._suspected.clear()
+            self._told_since_ms.clear()
             return
         addresses = self._core.ledger.members()
         self._suspect_silent([m for m in addresses if m != self._core.config.node_id], now_ms)
-        self._promote(addresses)
+        self._bid_farewell(now_ms)
+        if not self._remove_leaving():
+            self._promote(addresses)
 
     def _suspect_silent(self, members: list[str], now_ms: int) -> None:
         for member in members:
@@ -69,22 +76,39 @@ class Autopilot:
         return True
 
     def _promote(self, addresses: dict[str, str]) -> None:
-        """Feed admitted nodes; append the change only once one has caught up and there is a seat."""
+        """Feed admitted nodes; add one only once it has caught up and there is a seat."""
         engine = self._core.engine
         waiting = [m for m in sorted(addresses) if m not in engine.voters and self._link.is_up(m)]
         has_seat = len(engine.voters) < self._core.config.voters_max
         for member in waiting[:FED_MEMBERS_MAX]:
             engine.feed(member)
-            # Nothing matched means that it has not answered at all, however short the log is. Who
-            # is not heard from might never be, and would count in every majority from then on.
-            matched = engine.matched(member)
-            if has_seat and matched > 0 and matched + CAUGHT_UP_ENTRIES >= engine.last_index:
-                engine.change(
-                    MembershipChange(
-                        add=True,
-                        node_id=member,
-                        address=addresses[member],
-                        wall_ms=self._clock.wall_ms(),
-                    )
-                )
+            change = MembershipChange(add=True, node_id=member)
+            if has_seat and self._core.membership.consider(change) is None:
                 return
+
+    def _remove_leaving(self) -> bool:
+        """Remove one member in whose place another came. True: that is under way."""
+        for member in self._core.ledger.leaving():
+            refusal = self._core.membership.consider(MembershipChange(node_id=member))
+            if refusal in (None, Refusal.HANDING_OVER, Refusal.CHANGE_UNDER_WAY):
+                return True
+        return False
+
+    def _bid_farewell(self, now_ms: int) -> None:
+        """Send the log to whoever was removed until it has learnt of it, or says nothing.
+
+        Once it knows it has stopped, so an answer to the last frame is never waited for.
+        """
+        engine, ledger = self._core.engine, self._core.ledger
+        for node_id in ledger.farewells():
+            if not self._link.is_up(node_id):
+                engine.unfeed(node_id)
+                self._told_since_ms.pop(node_id, None)
+                continue
+            since_ms = self._told_since_ms.setdefault(node_id, now_ms)
+            is_late = now_ms - since_ms >= FAREWELL_MS
+            if is_late or engine.has_told(node_id, ledger.removed_at(node_id) or 0):
+                engine.unfeed(node_id)
+                self._told_since_ms[node_id] = now_ms - FAREWELL_MS
+            else:
+                engine.feed(node_id)

@@ -24,9 +24,10 @@ from consensus.compaction import Compaction, checkpoint_at_once
 from consensus.directory import LedgerDirectory
 from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
 from consensus.engine.disk import Disk
-from consensus.errors import ConsensusError, Damaged, StorageFailed, Unavailable
+from consensus.errors import ConsensusError, Damaged, Removed, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
 from consensus.ledger import APPLY_VERSION, Applied, Ledger, Reader
+from consensus.membership import Membership
 from consensus.ports import Background, Clock, Link
 from consensus.proposals import Done, Proposals
 from consensus.retiring import let_go
@@ -109,6 +110,7 @@ class Core:
         self._reconcile_journal()
         self.engine = self._make_engine()
         self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
+        self.membership = Membership(self, ports.link)
         self.autopilot = Autopilot(self, ports.link, ports.clock)
         self.compaction = Compaction(self, ports.background)
         self._led_term = 0
@@ -118,6 +120,8 @@ class Core:
         self._led_ms = ports.clock.monotonic_ms()
         self._apply_due = False
         self.trouble = ""
+        self.is_removed = False
+        self._notice_removal()
         ports.link.bind(self)
 
     def _reconcile_journal(self) -> None:
@@ -189,6 +193,7 @@ class Core:
         elif kind == MEMBERSHIP:
             change = MembershipChange.FromString(body)
             applied = self.ledger.apply_membership(index, term, change)
+            self._notice_removal()
         else:
             assert kind == NO_OP, f"unknown entry kind {kind}"
             applied = self.ledger.apply_noop(index, term)
@@ -218,8 +223,17 @@ class Core:
         self.counted.at_least(self.ledger.counted_ms)
         # Outcomes of the entries that the copy jumped over are not to be had: ask again.
         self.proposals.resend_all()
+        self._notice_removal()
         for observer in self._observers:
             observer.ledger_replaced()
+
+    def _notice_removal(self) -> None:
+        """A node that the mesh has removed takes no part any more, and says so to its clients."""
+        if not self.is_removed and self.ledger.removed_at(self.config.node_id) is not None:
+            self.is_removed = True
+            log.warning("%s", Removed())
+            self.engine.close()
+            self.proposals.fail_all(Removed())
 
     # What the owner calls.
 
@@ -231,10 +245,27 @@ class Core:
 
         The deadline is on the monotonic clock. Raises Unavailable when too many wait already.
         """
+        if self.is_removed:
+            raise Removed
         if not self.proposals.has_room(len(commands)):
             raise Unavailable("too many commands wait for the log; try again", retry_ms=200)
         self.proposals.add(commands, deadline_ms=deadline_ms, done=done)
         self._on_wake()
+
+    def now_ms(self) -> int:
+        return self._ports.clock.monotonic_ms()
+
+    def wall_ms(self) -> int:
+        return self._ports.clock.wall_ms()
+
+    def wake(self) -> None:
+        """Ask the owner for a turn soon."""
+        self._on_wake()
+
+    def peers(self) -> dict[str, str]:
+        """Who is to be dialled: members, and those removed so lately that they may not know it."""
+        members = self.ledger.members()
+        return {**self.ledger.farewells(), **members} if members else {}
 
     def turn(self) -> None:
         """Do what is due: exchange with peers, or else apply what has become ready.
@@ -246,7 +277,10 @@ class Core:
             if self._apply_committed():
                 self._on_wake()
             return
-        now_ms = self._ports.clock.monotonic_ms()
+        now_ms = self.now_ms()
+        self.membership.turn(now_ms)
+        if self.is_removed:
+            return
         self.counted.now_ms()
         self.engine.exchange()
         self._follow_leader()
@@ -290,6 +324,7 @@ class Core:
             self._seen_leader = seen
             self.proposals.resend_all()
             self.forwarding.drop_inbox()
+            self.membership.leader_changed()
 
     def _lead(self) -> None:
         if self._led_term != self.engine.term:
@@ -310,6 +345,7 @@ class Core:
         # One empty entry at a time: the next only when this one has been applied.
         if (
             due_ms is not None
+            and not self.membership.is_handing_over
             and due_ms <= self.counted.now_ms()
             and self.applied_index >= self._timer_index
             and self.engine.last_index == self.applied_index
@@ -317,6 +353,8 @@ class Core:
             self._append([])
 
     def _may_append(self) -> bool:
+        if self.membership.is_handing_over:
+            return False
         return self.engine.unsynced_count < ENTRIES_UNSYNCED_MAX
 
     def _append(self, proposals: Sequence[Proposal]) -> None:
@@ -345,8 +383,12 @@ class Core:
     def frame_received(self, peer: str, frame: Frame) -> None:
         kind = frame.WhichOneof("kind")
         if kind == "propose":
+            if frame.propose.HasField("change"):
+                self.membership.receive(peer, frame.propose.change)
             self.forwarding.receive(peer, frame.propose)
         elif kind == "propose_reply":
+            if frame.propose_reply.HasField("change"):
+                self.membership.refusal_received(frame.propose_reply)
             if frame.propose_reply.incarnation == self.proposals.incarnation:
                 self.proposals.put_back(frame.propose_reply.sequences)
                 return  # sent again at the next tick, not at once: the other may still find a leader
@@ -367,7 +409,7 @@ class Core:
             term=engine.term,
             revision=self.ledger.applied_index,
             commit_index=engine.commit_index,
-            writable=heard and not self.trouble,
+            writable=heard and not self.trouble and not self.is_removed,
             leader_age_ms=age_ms,
             counted_ms=self.counted.now_ms(),
             digest=self.ledger.digest,
@@ -377,7 +419,7 @@ class Core:
             snapshot_install_count=self.snapshots.installed_count,
             journal_bytes=self.journal.bytes_on_disk,
             ledger_bytes=self._path.stat().st_size,
-            trouble=self.trouble,
+            trouble=str(Removed()) if self.is_removed else self.trouble,
         )
 
     @property
@@ -391,6 +433,7 @@ class Core:
     def close(self) -> None:
         """Stop. Whoever waits gets Unavailable or OutcomeUnknown; the ledger is checkpointed."""
         self.proposals.fail_all(Unavailable("this node is stopping"))
+        self.membership.fail_all(Unavailable("this node is stopping"))
         self.compaction.close()
         self.engine.close()
         try:

@@ -2,12 +2,16 @@
 
 ConsensusError
 ├── Unavailable        nothing was written; waiting helps (no leader, no quorum, overloaded)
+│   └── Removed        this node is no part of the mesh any more: ask another one
+├── ChangeRefused      a voter is not added or removed, and why
 ├── OutcomeUnknown     it may or may not have been written; send the same command again
 ├── StorageFailed      the disk refused; the node has stepped down
 └── Damaged            stored bytes are not what was written; the node refuses to start
 """
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 
 class ConsensusError(Exception):
@@ -21,6 +25,34 @@ class Unavailable(ConsensusError):
         super().__init__(why)
         self.why = why
         self.retry_ms = retry_ms
+
+
+class Removed(Unavailable):
+    """This node was removed from the mesh. Waiting does not help here; another node does."""
+
+    def __init__(self) -> None:
+        super().__init__("this node was removed from the mesh: ask another one")
+
+
+class Refusal(StrEnum):
+    """Why a voter is not added or removed."""
+
+    NOT_LEADER = "this node does not lead"
+    CHANGE_UNDER_WAY = "another change of voters is under way"
+    HANDING_OVER = "the leader hands over before it is removed"
+    NOT_CAUGHT_UP = "the node does not hold what was written so far"
+    NOT_KNOWN_YET = "the leader is new and does not know yet who is alive"
+    UNKNOWN_NODE = "no such node is a member of the mesh"
+    LAST_VOTER = "the last voter cannot be removed"
+    NO_LIVE_MAJORITY = "too few of the voters that would be left are alive"
+
+
+class ChangeRefused(ConsensusError):
+    """A voter was not added or removed; nothing was changed."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.value)
+        self.refusal = refusal
 
 
 class OutcomeUnknown(ConsensusError):

@@ -7,6 +7,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome
 
@@ -123,6 +124,38 @@ class Replica:
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
         self.core.propose(commands, deadline_ms=deadline_ms, done=done)
         return await future
+
+    async def add_voter(self, node_id: str, *, timeout_ms: int) -> None:
+        """Give a member a vote as soon as it has caught up. Idempotent; any node may be asked.
+
+        Returns once this node's ledger shows it. Raises ChangeRefused or Unavailable when nothing
+        was changed, OutcomeUnknown when that is not known: then ask again.
+        """
+        await self._changed(partial(self.core.membership.add_voter, node_id), timeout_ms)
+
+    async def remove_voter(self, node_id: str, *, timeout_ms: int) -> None:
+        """Remove a node from the mesh for good; its id is never admitted again. As add_voter."""
+        await self._changed(partial(self.core.membership.remove_voter, node_id), timeout_ms)
+
+    async def replace_voter(self, old: str, new: str, *, timeout_ms: int) -> None:
+        """Give `new` a vote, then remove `old`. As add_voter."""
+        await self._changed(partial(self.core.membership.replace_voter, old, new), timeout_ms)
+
+    async def _changed(self, ask: Callable[..., None], timeout_ms: int) -> None:
+        if self._is_over:
+            raise Unavailable("this node has stopped")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: ConsensusError | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        ask(deadline_ms=self._clock.monotonic_ms() + timeout_ms, done=done)
+        await future
 
     async def barrier(self, *, timeout_ms: int) -> int:
         """A revision that covers every write acknowledged anywhere before this call (linearizable)."""

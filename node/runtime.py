@@ -314,8 +314,7 @@ class _Node:
             await asyncio.sleep(FOLLOW_MS / 1_000)
 
     def _follow_members_once(self) -> None:
-        members = self.replica.ledger.members() or self._identity.members
-        self.link.set_peers(members)
+        self.link.set_peers(self.replica.core.peers() or self._identity.members)
 
     async def _settle(self) -> None:
         """Give what workers said last the time to reach the log."""

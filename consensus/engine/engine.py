@@ -124,13 +124,16 @@ class Engine:
         return index
 
     def change(self, change: MembershipChange) -> bool:
-        """Add or remove one voter. False: not the leader, one is under way, or no change."""
+        """Add one voter or remove one node. False: not the leader, one is under way, or no change.
+
+        A node without a vote is removed in the same way, so that it learns of it.
+        """
         seat = self._seat
         if self._is_stopped() or not seat.raft.is_leader or not seat.raft.may_change():
             return False
-        if change.add == (change.node_id in seat.voters):
+        if change.add and change.node_id in seat.voters:
             return False
-        if not change.add and len(seat.voters) == 1:
+        if not change.add and set(seat.voters) == {change.node_id}:
             return False
         with self._entered():
             index = self._add(bytes([MEMBERSHIP]) + change.SerializeToString(deterministic=True))
@@ -142,6 +145,23 @@ class Engine:
         """Leader: send the log to a peer that is no voter yet, so that it can be added later."""
         with self._entered():
             leading.feed(self._seat, peer)
+
+    def unfeed(self, peer: str) -> None:
+        """Leader: send the log no more to a peer that is no voter."""
+        leading.unfeed(self._seat, peer)
+
+    def has_told(self, peer: str, index: int) -> bool:
+        """Leader: whether the peer holds the entry and was told that it is committed."""
+        progress = self._seat.peers.get(peer)
+        return progress is not None and min(progress.match_index, progress.commit_said) >= index
+
+    def live_nodes(self) -> set[str]:
+        """Leader: itself and the peers that have answered it lately."""
+        return leading.live_nodes(self._seat) if self._seat.raft.is_leader else set()
+
+    def hoped_nodes(self) -> set[str]:
+        """Leader: the live nodes, and those that it has not given time enough to answer."""
+        return leading.hoped_nodes(self._seat) if self._seat.raft.is_leader else set()
 
     def matched(self, peer: str) -> int:
         """Leader: the last entry that the peer is known to hold durably; 0 when none is."""

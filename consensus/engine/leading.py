@@ -33,6 +33,13 @@ def feed(seat: Seat, peer: str) -> None:
         seat.peers[peer] = Progress(next_index=seat.journal.last_index + 1, heard_ms=seat.now_ms())
 
 
+def unfeed(seat: Seat, peer: str) -> None:
+    """Send the log no more to a peer that is no voter."""
+    seat.fed.discard(peer)
+    if peer not in seat.voters:
+        seat.peers.pop(peer, None)
+
+
 def lead(seat: Seat) -> None:
     """One turn of leadership: commit what a majority holds durably, or give up a lost majority."""
     advance_commit(seat)
@@ -62,13 +69,21 @@ def advance_commit(seat: Seat) -> None:
         seat.raft.commit_index = index
 
 
-def _has_lost_majority(seat: Seat) -> bool:
+def live_nodes(seat: Seat) -> set[str]:
+    """This leader and the peers that have answered it lately."""
+    answered = {peer for peer, progress in seat.peers.items() if progress.match_index > 0}
+    return (hoped_nodes(seat) & answered) | {seat.node_id}
+
+
+def hoped_nodes(seat: Seat) -> set[str]:
+    """As live_nodes, and those whose time to answer a new leader has not run out."""
     since_ms = seat.now_ms() - seat.config.leader_fallback_ms
-    count = sum(
-        voter == seat.node_id or (voter in seat.peers and seat.peers[voter].heard_ms > since_ms)
-        for voter in seat.voters
-    )
-    return count < seat.quorum_count()
+    heard = {peer for peer, progress in seat.peers.items() if progress.heard_ms > since_ms}
+    return heard | {seat.node_id}
+
+
+def _has_lost_majority(seat: Seat) -> bool:
+    return len(hoped_nodes(seat) & set(seat.voters)) < seat.quorum_count()
 
 
 def send_entries(seat: Seat, peer: str, progress: Progress) -> None:

@@ -8,6 +8,7 @@ from hashlib import blake2b
 TABLES = {
     "ledger": "one",
     "member": "node_id",
+    "departed": "node_id",
     "token": "token_id",
     "class": "class_id",
     "session": "session",

@@ -43,6 +43,8 @@ FAULTS_PER_ENTRY_MAX = 100  # grants put off in one entry
 EVENTS_KEPT_MIN = 1_000  # revisions kept even when no task needs them
 
 MEMBERS_MAX = 1_000
+DEPARTED_MAX = 10_000  # removed nodes whose ids are remembered; the oldest go first
+FAREWELL_MS = 60_000  # for so long after its removal a node is still dialled, to be told
 TOKENS_MAX = 1_000  # unexpired ones
 TOKEN_TTL_MS_MAX = 3_600_000
 

@@ -25,7 +25,7 @@ from quorumesh.v1.ledger_pb2 import (
     Scrub,
 )
 
-from consensus.ledger import claims, members, sessions, tasks
+from consensus.ledger import claims, limits, members, sessions, tasks
 from consensus.ledger.dump import hash_tables
 from consensus.ledger.events import note_alarm
 from consensus.ledger.flow import drain
@@ -137,6 +137,18 @@ class Ledger:
         """Voters in whose place another node has come, ordered by id: their votes are to go."""
         query = "SELECT node_id FROM member WHERE leaving=1 AND voter=1 ORDER BY node_id"
         return [node_id for (node_id,) in self._db.execute(query)]
+
+    def removed_at(self, node_id: str) -> int | None:
+        """The revision at which a node was removed from the mesh; None when it was not."""
+        query = "SELECT revision FROM departed WHERE node_id=?"
+        row = self._db.execute(query, (node_id,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def farewells(self) -> dict[str, str]:
+        """Node id to address of those removed so lately that they may not know it yet."""
+        query = "SELECT node_id, address FROM departed WHERE counted_ms > ? ORDER BY node_id"
+        since_ms = self.counted_ms - limits.FAREWELL_MS
+        return dict(self._db.execute(query, (since_ms,)).fetchall())
 
     def apply(self, index: int, term: int, entry: Entry) -> Applied:
         """Apply one entry in one transaction. Raises CannotApply and then has changed nothing.

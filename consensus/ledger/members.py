@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from quorumesh.v1 import values_pb2
-from quorumesh.v1.ledger_pb2 import AddToken, Admit, Bootstrap, MembershipChange, Outcome
+from quorumesh.v1.ledger_pb2 import AddToken, Admit, Bootstrap, MembershipChange, Outcome, Suspect
 
-from consensus.ledger import limits
+from consensus.ledger import limits, sessions
 from consensus.ledger.claims import lose_all
 from consensus.ledger.specs import Refused, check_text, invalid
 from consensus.ledger.store import Store
@@ -89,14 +89,14 @@ def admit(store: Store, command: Admit) -> Outcome:
     ).fetchone()
     if row is None or row[0] != command.secret_digest:
         raise Refused(values_pb2.TOKEN_UNKNOWN, "the join token is not known here")
-    if row[2] == command.node_id:
+    if row[2] == command.node_id and not _has_departed(store, command.node_id):
         return Outcome(revision=store.meta.applied_index)
     if row[2]:
         raise Refused(values_pb2.TOKEN_USED, "the join token has been used; make a new one")
     if row[1] <= store.meta.counted_ms:
         raise Refused(values_pb2.TOKEN_EXPIRED, "the join token has expired; make a new one")
     members = store.db.execute("SELECT node_id FROM member ORDER BY node_id").fetchall()
-    if (command.node_id,) in members:
+    if (command.node_id,) in members or _has_departed(store, command.node_id):
         raise Refused(values_pb2.ALREADY_EXISTS, "the node id is taken")
     if len(members) >= limits.MEMBERS_MAX:
         raise Refused(values_pb2.OVERLOADED, "the mesh has as many nodes as it may have")
@@ -118,6 +118,8 @@ def _replace(store: Store, command: Admit) -> Outcome:
         if known[0] != command.replaces:
             raise Refused(values_pb2.ALREADY_EXISTS, "the node id is taken")
         return Outcome(revision=store.meta.applied_index)
+    if _has_departed(store, command.node_id):
+        raise Refused(values_pb2.ALREADY_EXISTS, "the node id is taken")
     old = store.db.execute(
         "SELECT voter, leaving FROM member WHERE node_id=?", (command.replaces,)
     ).fetchone()
@@ -127,8 +129,10 @@ def _replace(store: Store, command: Admit) -> Outcome:
         raise Refused(values_pb2.ALREADY_EXISTS, "another node has come in its place already")
     _put(store, command, voter=0, replaces=command.replaces)
     # A voter stays until the log has taken its vote: majorities are counted with it until then.
-    query = "UPDATE member SET leaving=1" if old[0] else "DELETE FROM member"
-    store.db.execute(f"{query} WHERE node_id=?", (command.replaces,))
+    if old[0]:
+        store.db.execute("UPDATE member SET leaving=1 WHERE node_id=?", (command.replaces,))
+    else:
+        _remove(store, command.replaces)
     for name in sorted(store.sessions):
         session = store.sessions[name]
         if session.node_id == command.replaces and session.is_open:
@@ -137,21 +141,44 @@ def _replace(store: Store, command: Admit) -> Outcome:
     return Outcome(revision=store.meta.applied_index)
 
 
+def _has_departed(store: Store, node_id: str) -> bool:
+    query = "SELECT 1 FROM departed WHERE node_id=?"
+    return store.db.execute(query, (node_id,)).fetchone() is not None
+
+
 def change_voters(store: Store, change: MembershipChange) -> Outcome:
     """What the log says about voters holds; a node it does not know yet is put down.
 
-    Who leaves the mesh is forgotten with its vote. A vote that was on its way while its node was
-    replaced is one that leaves.
+    A removal takes the node out of the mesh: no vote, no membership, and its id is spent. A vote
+    that was on its way while its node was replaced is one that leaves.
     """
+    if not change.add:
+        _remove(store, change.node_id)
+        return Outcome(revision=store.meta.applied_index)
     store.db.execute(
         "INSERT INTO member (node_id, name, address, voter, admitted_wall_ms, apply_version_max,"
-        " replaces, leaving) VALUES (?1,'',?2,?3,?4,1,'',"
-        " EXISTS (SELECT 1 FROM member WHERE replaces=?1))"
-        " ON CONFLICT (node_id) DO UPDATE SET voter=excluded.voter,"
+        " replaces, leaving) VALUES (?1,'',?2,1,?3,1,'',"
+        " EXISTS (SELECT 1 FROM departed WHERE node_id=?1))"
+        " ON CONFLICT (node_id) DO UPDATE SET voter=1,"
         " address=CASE excluded.address WHEN '' THEN address ELSE excluded.address END",
-        (change.node_id, change.address, int(change.add), store.meta.wall_ms),
-    )
-    store.db.execute(
-        "DELETE FROM member WHERE node_id=? AND voter=0 AND leaving=1", (change.node_id,)
+        (change.node_id, change.address, store.meta.wall_ms),
     )
     return Outcome(revision=store.meta.applied_index)
+
+
+def _remove(store: Store, node_id: str) -> None:
+    row = store.db.execute("SELECT address FROM member WHERE node_id=?", (node_id,)).fetchone()
+    if row is None:
+        return
+    store.db.execute("DELETE FROM member WHERE node_id=?", (node_id,))
+    store.db.execute(
+        "INSERT OR REPLACE INTO departed (node_id, address, revision, counted_ms) VALUES (?,?,?,?)",
+        (node_id, row[0], store.meta.applied_index, store.meta.counted_ms),
+    )
+    store.db.execute(
+        "DELETE FROM departed WHERE revision <="
+        " (SELECT revision FROM departed ORDER BY revision DESC LIMIT 1 OFFSET ?)",
+        (limits.DEPARTED_MAX,),
+    )
+    # Nobody suspects who is no member: its workers get nothing until they come through another node.
+    sessions.suspect(store, Suspect(node_id=node_id))

@@ -32,6 +32,15 @@ CREATE TABLE member (
   leaving INTEGER NOT NULL           -- 1: another came in its place; gone with its vote. Invariant: only a voter is leaving
 ) STRICT, WITHOUT ROWID;
 
+-- Nodes that were removed: they learn it from here, and their ids are never admitted again. Who comes
+-- back under an old id might have lost its vote and could vote twice.
+CREATE TABLE departed (
+  node_id TEXT PRIMARY KEY,
+  address TEXT NOT NULL,             -- where it was last dialled
+  revision INTEGER NOT NULL,         -- of the entry that removed it
+  counted_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- One-use invitations.
 CREATE TABLE token (
   token_id BLOB PRIMARY KEY,

@@ -170,7 +170,7 @@ def test_one_token_too_many_is_overloaded_until_old_ones_have_gone() -> None:
 def test_one_member_too_many_is_overloaded_and_does_not_use_up_the_token() -> None:
     plain = Plain()
     for number in range(1, limits.MEMBERS_MAX):
-        change = MembershipChange(add=False, node_id=f"m{number}", address="h:1")
+        change = MembershipChange(add=True, node_id=f"m{number}", address="h:1")
         plain.ledger.apply_membership(plain.ledger.applied_index + 1, 1, change)
     plain.apply([token(1), token(2)])
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from quorumesh.v1.ledger_pb2 import Admit, Bootstrap, Command, MembershipChange, Scrub, ScrubKey
+from quorumesh.v1.ledger_pb2 import (
+    AddToken,
+    Admit,
+    Bootstrap,
+    Command,
+    MembershipChange,
+    Scrub,
+    ScrubKey,
+)
 from quorumesh.v1.tasks_pb2 import TaskEvent
 from quorumesh.v1.values_pb2 import Reason
 
@@ -51,23 +59,65 @@ def test_a_replaced_voter_is_leaving_until_the_log_takes_its_vote_and_then_forgo
     assert set(world.ledger.members()) == set(world.ledger.voters()) == {"n1", "n3", "n4"}
 
 
+def learner(world: World, node_id: str) -> None:
+    """Admit a node that has no vote yet."""
+    token = AddToken(token_id=b"t", secret_digest=b"d", ttl_ms=60_000)
+    admit = Admit(token_id=b"t", secret_digest=b"d", node_id=node_id, address=f"{node_id}:1")
+    world.apply(Command(add_token=token), Command(admit=admit))
+
+
 def test_a_member_without_a_vote_is_forgotten_at_once(world: World) -> None:
-    change_of(world, "n3", add=False)
+    learner(world, "n5")
 
-    assert world.one(replacement("n4", "n3")).reason == 0
+    assert world.one(replacement("n6", "n5")).reason == 0
 
-    assert set(world.ledger.members()) == {"n1", "n2", "n4"}
+    assert set(world.ledger.members()) == {"n1", "n2", "n3", "n6"}
+    assert world.ledger.removed_at("n5") == world.ledger.applied_index
+
+
+def test_the_id_of_a_removed_node_is_never_admitted_again(world: World) -> None:
+    learner(world, "n5")
+    change_of(world, "n5", add=False)
+    token = AddToken(token_id=b"new", secret_digest=b"d", ttl_ms=60_000)
+    again = Admit(token_id=b"new", secret_digest=b"d", node_id="n5", address="n5:1")
+    used = Admit(token_id=b"t", secret_digest=b"d", node_id="n5", address="n5:1")
+    world.one(Command(add_token=token))
+
+    assert world.one(Command(admit=again)).reason == Reason.ALREADY_EXISTS
+    assert world.one(Command(admit=used)).reason == Reason.TOKEN_USED
+    assert world.one(replacement("n5", "n2")).reason == Reason.ALREADY_EXISTS
+
+
+def test_ids_of_removed_nodes_are_remembered_up_to_a_bound(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DEPARTED_MAX", 3)
+    for number in range(10, 16):
+        change_of(world, f"n{number}", add=True)
+        change_of(world, f"n{number}", add=False)
+
+    query = "SELECT node_id FROM departed ORDER BY node_id"
+    assert world.ledger.connection.execute(query).fetchall() == [("n13",), ("n14",), ("n15",)]
+
+
+def test_workers_of_a_removed_node_are_offered_nothing_more(world: World) -> None:
+    world.work("w", node="n2")
+    change_of(world, "n2", add=False)
+
+    world.submit("t", sub("a"))
+
+    assert world.grants == {}
 
 
 def test_a_vote_that_was_on_its_way_to_a_replaced_node_leaves_with_it(world: World) -> None:
-    change_of(world, "n3", add=False)
-    world.one(replacement("n4", "n3"))
+    learner(world, "n5")
+    world.one(replacement("n6", "n5"))
 
-    change_of(world, "n3", add=True)
+    change_of(world, "n5", add=True)
 
-    assert world.ledger.leaving() == ["n3"]
-    change_of(world, "n3", add=False)
-    assert "n3" not in world.ledger.members()
+    assert world.ledger.leaving() == ["n5"]
+    change_of(world, "n5", add=False)
+    assert "n5" not in world.ledger.members()
 
 
 def test_the_same_replacement_again_is_accepted_again_also_when_the_old_one_is_gone(
