@@ -12,7 +12,7 @@ import pytest
 from tests.lincheck.checking import Malformed, check_history
 from tests.lincheck.history import read_operations
 from tests.lincheck.search import Answer, find_order
-from tests.lincheck.writing import cancel, get, lines_of, submit
+from tests.lincheck.writing import cancel, complete, get, grant, lines_of, submit
 
 ROOT = Path(__file__).resolve().parents[2]
 FINE = json.loads(lines_of(submit("a", (1, 2)))[0])
@@ -118,6 +118,21 @@ def test_unknown_operations_that_change_nothing_cost_nothing() -> None:
 
     assert found.answer is Answer.FOUND
     assert found.configuration_count < 10
+
+
+def test_orders_that_meet_again_are_followed_once() -> None:
+    """Each lease may have lapsed before its successor's grant or by it: 2^30 orders, all in vain."""
+    rows = []
+    for fence in range(1, 31):
+        rows.append(grant(fence, (10 * fence, 10 * fence + 1)))
+        rows.append(complete(fence, (10 * fence + 2, 9_000), reason="STALE_FENCE"))
+    rows.append(complete(1, (9_500, 9_501)))
+    operations = read_operations(lines_of(*rows))
+
+    found = find_order(operations, [False] * len(operations), until_s=float("inf"))
+
+    assert found.answer is Answer.NONE
+    assert found.configuration_count < 5 * len(rows)
 
 
 def test_the_command_tells_good_from_bad_from_unknown(tmp_path: Path) -> None:
