@@ -31,6 +31,7 @@ from consensus.membership import Membership
 from consensus.ports import Background, Clock, Link
 from consensus.proposals import Done, Proposals
 from consensus.retiring import let_go
+from consensus.scrub import Scrubbing, refuse_marked, write_mark
 from consensus.snapshots import Snapshots
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
@@ -67,6 +68,7 @@ class ReplicaConfig:
     keep_entries: int = 4_000
     voters_max: int = 5
     segment_bytes_max: int = 8 << 20
+    scrub_ms: int = 600_000  # between two comparisons of whole ledgers; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Core:
         self._ports = ports
         self._on_wake = on_wake
         self._observers: list[Observer] = []
+        refuse_marked(config.root, ports.disk)
         self._directory = LedgerDirectory(config.root, ports.disk)
         self._path = self._directory.prepare()
         self.ledger = Ledger.open(str(self._path))
@@ -113,6 +116,14 @@ class Core:
         self.membership = Membership(self, ports.link)
         self.autopilot = Autopilot(self, ports.link, ports.clock)
         self.compaction = Compaction(self, ports.background)
+        self.scrubbing = Scrubbing(
+            self,
+            link=ports.link,
+            clock=ports.clock,
+            background=ports.background,
+            scrub_ms=config.scrub_ms,
+        )
+        self.diverged = ""  # why this node is out of service for good
         self._led_term = 0
         self._seen_leader: tuple[str, int] = ("", 0)
         self._timer_index = 0
@@ -184,6 +195,7 @@ class Core:
         if kind == REGULAR:
             entry = Entry.FromString(body)
             applied = self.ledger.apply(index, term, entry)
+            self.scrubbing.applied(index, entry)
             for fault in applied.faults:
                 log.error("a bug in apply at revision %d was put off: %s", index, fault)
             self.counted.at_least(applied.counted_ms)
@@ -247,6 +259,7 @@ class Core:
         """
         if self.is_removed:
             raise Removed
+        self.refuse_diverged()
         if not self.proposals.has_room(len(commands)):
             raise Unavailable("too many commands wait for the log; try again", retry_ms=200)
         self.proposals.add(commands, deadline_ms=deadline_ms, done=done)
@@ -271,7 +284,10 @@ class Core:
         """Do what is due: exchange with peers, or else apply what has become ready.
 
         These take turns, so that what peers wait for is on its way before an entry is applied.
+        Raises Damaged, once, when this node's ledger turns out to be wrong; then nothing more is done.
         """
+        if self.diverged:
+            return
         if self._apply_due:
             self._apply_due = False
             if self._apply_committed():
@@ -297,6 +313,7 @@ class Core:
         self.proposals.expire(now_ms)
         self.autopilot.turn()
         self.compaction.turn()
+        self._take_out_if_wrong(self.scrubbing.turn())
         if self.engine.has_committed():
             self._apply_due = True
             self._on_wake()
@@ -312,6 +329,25 @@ class Core:
             return False
         self.trouble = self.snapshots.damage
         return True
+
+    def _take_out_if_wrong(self, why: str) -> None:
+        """A ledger that cannot be trusted is not served, copied, led or voted with any more."""
+        if not why:
+            return
+        self.diverged = why
+        self.engine.close()
+        log.critical("this node takes itself out of service: %s", why)
+        try:
+            write_mark(self.config.root, why, self._ports.disk)
+        except OSError as error:
+            log.critical("the mark that keeps it from starting again was not written: %s", error)
+        self.proposals.fail_all(Damaged(why))
+        raise Damaged(why)
+
+    def refuse_diverged(self) -> None:
+        """Raises Damaged when this node is out of service."""
+        if self.diverged:
+            raise Damaged(f"this node is out of service: {self.diverged}")
 
     def _hand_over(self) -> None:
         """A leader that cannot apply sees no timer that is due: let another voter lead."""
@@ -372,6 +408,7 @@ class Core:
 
     def link_up(self, peer: str) -> None:
         self.engine.link_up(peer)
+        self.scrubbing.peer_came()
         self._on_wake()
 
     def link_down(self, peer: str) -> None:
@@ -392,6 +429,8 @@ class Core:
             if frame.propose_reply.incarnation == self.proposals.incarnation:
                 self.proposals.put_back(frame.propose_reply.sequences)
                 return  # sent again at the next tick, not at once: the other may still find a leader
+        elif kind == "scrub_digest":
+            self.scrubbing.heard(peer, frame.scrub_digest)
         else:
             self.engine.frame_received(peer, frame)
         self._on_wake()
@@ -424,10 +463,14 @@ class Core:
 
     @property
     def reader(self) -> Reader:
+        """Read-only queries. Raises Damaged once this node is out of service."""
+        self.refuse_diverged()
         return self._reader
 
     @property
     def ledger_path(self) -> Path:
+        """Where the ledger in force lies. Raises Damaged once this node is out of service."""
+        self.refuse_diverged()
         return self._path
 
     def close(self) -> None:
@@ -435,6 +478,7 @@ class Core:
         self.proposals.fail_all(Unavailable("this node is stopping"))
         self.membership.fail_all(Unavailable("this node is stopping"))
         self.compaction.close()
+        self.scrubbing.close()
         self.engine.close()
         try:
             self.journal.close()
@@ -442,7 +486,8 @@ class Core:
             log.warning("the journal was not synced at the end: %s", error)
         self._reader.close()
         # Not done when a reader is in the way, or the disk is full: the journal has what is missing.
-        checkpoint_at_once(self.ledger)
+        if not self.diverged:
+            checkpoint_at_once(self.ledger)
         self.ledger.close()
 
 

@@ -109,6 +109,7 @@ class Replica:
         Raises Unavailable when nothing was written, OutcomeUnknown when that is not known: then send
         the very same commands again.
         """
+        self.core.refuse_diverged()
         if self._is_over:
             raise Unavailable("this node has stopped")
         future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()

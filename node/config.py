@@ -55,6 +55,7 @@ class NodeConfig:
     compact_wal_bytes: int = 32 << 20
     keep_entries: int = 4_000  # left in the journal for peers that are a little behind
     segment_bytes_max: int = 8 << 20
+    scrub_ms: int = 600_000  # between two comparisons of all ledgers; 0: never
     writes_profile: bool = True  # so that people on this host need no flags
     log_level: str = "INFO"
     log_json: bool = False
@@ -75,6 +76,7 @@ class NodeConfig:
         _check_range("--compact-entries", self.compact_entries, 1, 10_000_000)
         _check_range("--compact-wal-bytes", self.compact_wal_bytes, 4_096, 1 << 40)
         _check_range("--keep-entries", self.keep_entries, 0, 10_000_000)
+        _check_range("--scrub-ms", self.scrub_ms, 0, 7 * 24 * 3_600_000)
         _check_range("--segment-bytes", self.segment_bytes_max, 4_096, 1 << 30)
 
     def _check_workers(self) -> None:

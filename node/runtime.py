@@ -347,6 +347,7 @@ def _replica_config(config: NodeConfig, booted: Booted) -> ReplicaConfig:
         compact_wal_bytes=config.compact_wal_bytes,
         keep_entries=config.keep_entries,
         segment_bytes_max=config.segment_bytes_max,
+        scrub_ms=config.scrub_ms,
     )
 
 

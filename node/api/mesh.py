@@ -18,6 +18,7 @@ from quorumesh.v1.mesh_pb2 import (
     Member,
     MembersReply,
     MembersRequest,
+    ScrubStatus,
     StatusReply,
     StatusRequest,
 )
@@ -25,6 +26,7 @@ from quorumesh.v1.mesh_pb2_grpc import MeshServicer
 
 from consensus.ledger import Reader
 from consensus.replica import Replica
+from consensus.scrub import ScrubView
 from node.api.errors import Refusal
 from node.api.proposing import Context, Proposer
 from node.api.reading import LongReads
@@ -86,6 +88,7 @@ class MeshService(MeshServicer):
         view, about = self._replica.view(), self._about
         reader = self._replica.reader
         counts = reader.counts()
+        scrub = self._replica.core.scrubbing.view()
         return StatusReply(
             mesh_id=about.mesh_id,
             node_id=view.node_id,
@@ -110,6 +113,7 @@ class MeshService(MeshServicer):
             snapshot_install_count=view.snapshot_install_count,
             journal_bytes=view.journal_bytes,
             ledger_bytes=view.ledger_bytes,
+            scrub=_scrub_status(scrub) if scrub.result else None,
         )
 
     async def Members(self, request: MembersRequest, context: Context) -> MembersReply:
@@ -145,6 +149,16 @@ class MeshService(MeshServicer):
             if reply_bytes >= ENTRIES_BYTES:
                 break
         return reply
+
+
+def _scrub_status(scrub: ScrubView) -> ScrubStatus:
+    return ScrubStatus(
+        result=scrub.result,
+        revision=scrub.revision,
+        age_ms=scrub.age_ms,
+        round_count=scrub.round_count,
+        row_count=scrub.row_count,
+    )
 
 
 def _digests(reader: Reader) -> DigestReply:

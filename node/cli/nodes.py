@@ -43,6 +43,7 @@ _OPTIONS = (
     click.option("--compact-entries", type=int, hidden=True),
     click.option("--compact-wal-bytes", type=int, hidden=True),
     click.option("--keep-entries", type=int, hidden=True),
+    click.option("--scrub-ms", type=int, hidden=True),
     click.option("--segment-bytes", "segment_bytes_max", type=int, hidden=True),
 )  # fmt: skip
 

@@ -189,7 +189,7 @@ class ScrubStatus(_message.Message):
     ROUND_COUNT_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     result: _builtins.str
-    """running, equal, undecided, differs, damaged"""
+    """equal, undecided (too few answered), differs (no majority), damaged"""
     revision: _builtins.int
     """of the last rows compared"""
     age_ms: _builtins.int

@@ -1,0 +1,390 @@
+"""The scrub: what nodes conclude from each other's hashes, and what a wrong ledger leads to."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sqlite3
+from pathlib import Path
+
+import pytest
+from quorumesh.v1.ledger_pb2 import Command, Scrub, ScrubKey, Submit
+from quorumesh.v1.peer_pb2 import Frame, ScrubDigest
+from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
+
+from consensus.core import Core
+from consensus.errors import Damaged
+from consensus.ledger import Ledger
+from consensus.ledger.parts import first_range, parts, read_range
+from consensus.scrub import ANSWER_MS, RANGES_KEPT_MAX, Verdict, is_due, judge, open_at
+from tests.consensus.cluster import Cluster
+from tests.ledger.world import World, sub
+
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
+SCRUB_MS = 1_000
+
+
+def test_a_node_is_equal_with_a_majority_diverged_against_one_and_else_nothing_is_known() -> None:
+    three, five = ["n1", "n2", "n3"], ["n1", "n2", "n3", "n4", "n5"]
+
+    assert judge(A, {"n1": A}, ["n1"]) is Verdict.EQUAL
+    assert judge(A, {"n1": A, "n2": A}, three) is Verdict.EQUAL
+    assert judge(A, {"n1": A, "n2": B}, three) is Verdict.PENDING
+    assert judge(A, {"n1": A, "n2": B, "n3": B}, three) is Verdict.DIVERGED
+    assert judge(A, {"n1": A, "n2": B, "n3": C}, three) is Verdict.SPLIT
+    assert judge(A, {"n1": A, "n2": B}, ["n1", "n2"]) is Verdict.SPLIT
+    assert judge(A, {"n1": A, "n2": B, "n3": B}, five) is Verdict.PENDING
+    assert judge(A, {"n1": A, "n2": A, "n3": B, "n4": B}, five) is Verdict.PENDING
+    assert judge(A, {"n1": A, "n2": A, "n3": B, "n4": B, "n5": C}, five) is Verdict.SPLIT
+
+
+def test_only_voters_count_and_one_without_a_vote_judges_itself_by_them() -> None:
+    assert judge(A, {"n9": A, "n8": A, "n1": B}, ["n1", "n2", "n3"]) is Verdict.PENDING
+    assert judge(A, {"n9": A, "n1": B, "n2": B}, ["n1", "n2", "n3"]) is Verdict.DIVERGED
+    assert judge(A, {"n9": A, "n1": A, "n2": A}, ["n1", "n2", "n3"]) is Verdict.EQUAL
+    assert judge(A, {"n9": A}, []) is Verdict.PENDING
+
+
+def test_whoever_answers_first_a_node_of_the_majority_is_never_told_that_it_diverged() -> None:
+    voters = ["n1", "n2", "n3", "n4", "n5"]
+    for found in itertools.product((A, B), repeat=5):
+        right = max((A, B), key=found.count)
+        for order in itertools.permutations(range(5)):
+            said: dict[str, bytes] = {}
+            for at in order:
+                said[voters[at]] = found[at]
+                assert judge(right, said, voters) is not Verdict.DIVERGED
+
+
+def test_a_round_begins_in_time_and_only_for_a_reason() -> None:
+    assert is_due(now_ms=1_000, ended_ms=0, scrub_ms=1_000, has_news=True)
+    assert not is_due(now_ms=999, ended_ms=0, scrub_ms=1_000, has_news=True)
+    assert not is_due(now_ms=1_000, ended_ms=0, scrub_ms=1_000, has_news=False)
+    assert not is_due(now_ms=1_000, ended_ms=0, scrub_ms=0, has_news=True)
+
+
+# Ranges.
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    world = World(str(tmp_path / "ledger.db"))
+    world.work(slots=3)
+    for number in range(20):
+        world.submit(f"t{number}", sub("a"), sub("b", "a"))
+    world.complete("a")
+    return world.ledger
+
+
+def _reading(ledger: Ledger) -> sqlite3.Connection:
+    path = ledger.connection.execute("PRAGMA database_list").fetchone()[2]
+    return open_at(Path(path), ledger.applied_index)
+
+
+def _digests(ledger: Ledger, rows_max: int, bytes_max: int = 1 << 20) -> list[bytes]:
+    reading = _reading(ledger)
+    scrub: Scrub | None = first_range(rows_max=rows_max, bytes_max=bytes_max)
+    found = []
+    while scrub is not None:
+        read = read_range(reading, scrub)
+        assert read.row_count <= rows_max
+        found.append(read.digest)
+        scrub = read.following
+    reading.close()
+    return found
+
+
+def test_every_table_and_every_index_is_a_part(ledger: Ledger) -> None:
+    names = ledger.connection.execute(
+        "SELECT name FROM sqlite_schema WHERE type IN ('table', 'index')"
+    ).fetchall()
+    without_rowid = {"sqlite_autoindex_member_1", "sqlite_autoindex_token_1"}
+    without_rowid |= {"sqlite_autoindex_session_1", "sqlite_autoindex_task_event_1"}
+
+    assert {part.name for part in parts()} == {name for (name,) in names} - without_rowid
+
+
+def test_ranges_of_any_size_read_every_row_once(ledger: Ledger) -> None:
+    reading = _reading(ledger)
+    counts = []
+    for rows_max, bytes_max in ((1, 1 << 20), (7, 1 << 20), (5_000, 1 << 20), (5_000, 500)):
+        scrub: Scrub | None = first_range(rows_max=rows_max, bytes_max=bytes_max)
+        counts.append(0)
+        while scrub is not None:
+            read = read_range(reading, scrub)
+            counts[-1] += read.row_count
+            scrub = read.following
+    reading.close()
+
+    everything = 0
+    for part in parts():
+        where = f" WHERE {part.where}" if part.where else ""
+        query = f"SELECT count(*) FROM {part.source}{where}"
+        everything += ledger.connection.execute(query).fetchone()[0]
+    assert counts == [everything] * 4
+
+
+@pytest.mark.parametrize("rows_max", [3, 5_000])
+def test_any_changed_value_changes_the_hash_of_its_range(ledger: Ledger, rows_max: int) -> None:
+    before = _digests(ledger, rows_max)
+    changes = [
+        "UPDATE subtask SET attempt = attempt + 1 WHERE ref = (SELECT max(ref) FROM subtask)",
+        "UPDATE task SET name = 'x' WHERE seq = 7",
+        "UPDATE output SET data = CAST('\"ouT\"' AS BLOB)",
+        "UPDATE subtask SET label = '' WHERE ref = (SELECT min(ref) FROM subtask)",
+        "DELETE FROM task_event WHERE seq = 3",
+        "UPDATE session SET profile = CAST('a' AS BLOB)",
+    ]
+
+    for change in changes:
+        ledger.connection.execute("BEGIN")
+        assert ledger.connection.execute(change).rowcount > 0
+        ledger.connection.execute("COMMIT")
+        after = _digests(ledger, rows_max)
+        assert after != before, change
+        before = after
+
+
+def test_an_index_that_lost_an_entry_changes_the_hash(ledger: Ledger) -> None:
+    before = _digests(ledger, 5_000)
+    db = ledger.connection
+    definition = db.execute("SELECT sql FROM sqlite_schema WHERE name='task_due'").fetchone()[0]
+    rows = db.execute("SELECT * FROM task ORDER BY seq").fetchall()
+    # An index that knows less than its table: rebuilt while a row was not due, then told nothing.
+    db.execute("UPDATE task SET due_ms = due_ms + 1 WHERE seq = 5")
+    db.execute("DROP INDEX task_due")
+    db.execute(definition.replace("IS NOT NULL", "IS NOT NULL AND seq != 5"))
+    db.execute("UPDATE task SET due_ms = due_ms - 1 WHERE seq = 5")
+    db.execute("PRAGMA writable_schema=ON")
+    db.execute("UPDATE sqlite_schema SET sql=? WHERE name='task_due'", (definition,))
+    db.execute("PRAGMA writable_schema=OFF")
+
+    assert db.execute("SELECT * FROM task ORDER BY seq").fetchall() == rows
+    assert _digests(ledger, 5_000) != before
+
+
+def test_a_scrub_that_makes_no_sense_is_an_error_of_sqlite_or_reads_nothing(ledger: Ledger) -> None:
+    reading = _reading(ledger)
+
+    assert read_range(reading, Scrub(part=999, rows_max=5)).row_count == 0
+    with pytest.raises(sqlite3.Error):
+        read_range(reading, Scrub(part=0, rows_max=5, after=[ScrubKey(number=1)] * 3))
+    assert read_range(reading, Scrub(rows_max=1 << 30, bytes_max=1 << 60)).row_count <= 5_000
+    reading.close()
+
+
+# Nodes.
+
+
+def _cluster(tmp_path: Path, *, seed: int = 1, scrub_ms: int = SCRUB_MS) -> Cluster:
+    cluster = Cluster(tmp_path, seed=seed, scrub_ms=scrub_ms)
+    cluster.start("n1")
+    cluster.wait_leader()
+    for name in ("n2", "n3"):
+        _admit(cluster, name)
+        cluster.start(name, joined_voters={"n1": "n1"})
+    cluster.world.run(lambda: len(cluster.cores["n1"].engine.voters) == 3)
+    for number in range(10):
+        cluster.propose("n1", _submit(number))
+    cluster.world.run(cluster.agree)
+    return cluster
+
+
+def _admit(cluster: Cluster, name: str) -> None:
+    from quorumesh.v1.ledger_pb2 import AddToken, Admit
+
+    token = AddToken(token_id=name.encode(), secret_digest=b"s")
+    cluster.propose("n1", Command(add_token=token))
+    admit = Admit(token_id=name.encode(), secret_digest=b"s", node_id=name, address=name)
+    cluster.propose("n1", Command(admit=admit))
+
+
+def _submit(number: int) -> Command:
+    spec = TaskSpec(subtasks=[SubtaskSpec(id="a", skill="s")])
+    task_id = number.to_bytes(16, "big")
+    return Command(submit=Submit(task_id=task_id, spec=spec.SerializeToString()))
+
+
+def _alter(core: Core) -> None:
+    """Change one row under the hood: SQLite finds nothing wrong with it."""
+    with sqlite3.connect(core.ledger_path) as db:
+        assert db.execute("UPDATE task SET name='altered' WHERE seq=4").rowcount == 1
+    db.close()
+
+
+def _rounds(cluster: Cluster) -> list[int]:
+    return [core.scrubbing.view().round_count for core in cluster.cores.values()]
+
+
+def test_equal_ledgers_are_found_equal_and_a_mesh_that_rests_is_left_alone(tmp_path: Path) -> None:
+    cluster = _cluster(tmp_path)
+
+    cluster.world.run(lambda: min(_rounds(cluster)) >= 1)
+    cluster.world.run_for(5 * SCRUB_MS)  # the last round has seen all there is
+
+    views = [core.scrubbing.view() for core in cluster.cores.values()]
+    assert {view.result for view in views} == {"equal"}
+    revision = cluster.cores["n1"].applied_index
+    cluster.world.run_for(10 * SCRUB_MS)
+    assert cluster.cores["n1"].applied_index == revision
+    assert all(view.row_count > 50 for view in views)
+
+
+def test_zero_means_never(tmp_path: Path) -> None:
+    cluster = _cluster(tmp_path, scrub_ms=0)
+
+    cluster.world.run_for(20_000)
+
+    assert _rounds(cluster) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("altered", ["n1", "n2", "n3"])
+def test_an_altered_ledger_takes_its_node_out_of_service_and_the_others_go_on(
+    tmp_path: Path, altered: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = _cluster(tmp_path, seed=ord(altered[1]))
+    core = cluster.cores[altered]
+    _alter(core)
+    others = [one for name, one in cluster.cores.items() if name != altered]
+
+    with pytest.raises(Damaged, match="majority"):
+        cluster.world.run(lambda: False, ms_max=10 * SCRUB_MS)
+
+    assert core.diverged and (tmp_path / altered / "DIVERGED").exists()
+    assert any(record.levelno == logging.CRITICAL for record in caplog.records)
+    answers: list[object] = []
+    for refused in (
+        lambda: core.reader,
+        lambda: core.ledger_path,
+        lambda: core.propose([_submit(99)], deadline_ms=1 << 40, done=answers.append),
+    ):
+        with pytest.raises(Damaged):
+            refused()
+    said = len(cluster.wires.live)
+    cluster.kill(altered)
+    assert said == 3
+    cluster.world.run(lambda: any(one.engine.role == "leader" for one in others))
+    writer = others[0].config.node_id
+    result = cluster.propose(writer, _submit(50), ms=20_000)
+    assert isinstance(result, list) and result[0].reason == 0
+    assert not any(one.diverged for one in others)
+    with pytest.raises(Damaged, match="out of service"):
+        cluster.start(altered, joined_voters={"n1": "n1"})
+
+
+def test_a_node_out_of_service_says_nothing_more(tmp_path: Path) -> None:
+    cluster = _cluster(tmp_path)
+    leader = cluster.wait_leader()
+    _alter(leader)
+    with pytest.raises(Damaged):
+        cluster.world.run(lambda: False, ms_max=10 * SCRUB_MS)
+
+    sent: list[Frame] = []
+    end = cluster.wires.ends[leader.config.node_id]
+    end.send = lambda peer, frame: bool(sent.append(frame))  # type: ignore[method-assign]
+    for peer in cluster.cores:
+        leader.frame_received(peer, Frame(term=99))
+        leader.link_down(peer)
+        leader.link_up(peer)
+    cluster.world.run_for(10_000)
+
+    assert sent == []
+    assert leader.engine.role != "leader" or leader.engine.append(b"\0x") is None
+
+
+def test_two_voters_that_differ_both_cry_out_and_both_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = Cluster(tmp_path, seed=2, scrub_ms=SCRUB_MS)
+    cluster.start("n1")
+    cluster.wait_leader()
+    _admit(cluster, "n2")
+    cluster.start("n2", joined_voters={"n1": "n1"})
+    cluster.world.run(lambda: len(cluster.cores["n1"].engine.voters) == 2)
+    for number in range(10):
+        cluster.propose("n1", _submit(number))
+    cluster.world.run(cluster.agree)
+
+    _alter(cluster.cores["n2"])
+    cluster.world.run(
+        lambda: all(core.scrubbing.view().result == "differs" for core in cluster.cores.values())
+    )
+
+    result = cluster.propose("n1", _submit(50))
+    assert isinstance(result, list) and result[0].reason == 0
+    cried = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert len(cried) >= 2 and not any(core.diverged for core in cluster.cores.values())
+
+
+def test_a_file_whose_structure_is_broken_takes_its_node_out_without_asking_anybody(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path, seed=3, scrub_ms=SCRUB_MS)
+    core = cluster.start("n1")
+    cluster.wait_leader()
+    for number in range(10):
+        cluster.propose("n1", _submit(number))
+    with sqlite3.connect(core.ledger_path) as db:
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("UPDATE sqlite_schema SET rootpage=rootpage+1 WHERE name='task_due'")
+    db.close()
+
+    with pytest.raises(Damaged, match="damaged"):
+        cluster.world.run(lambda: False, ms_max=10 * SCRUB_MS)
+
+    assert core.scrubbing.view().result == "damaged"
+
+
+def test_without_a_majority_that_answers_the_result_is_undecided(tmp_path: Path) -> None:
+    cluster = _cluster(tmp_path)
+    cluster.world.run(lambda: min(_rounds(cluster)) >= 1)
+    leader = cluster.wait_leader()
+    silent = [name for name in cluster.cores if cluster.cores[name] is not leader]
+    for name in silent:
+        cluster.wires.ends[name].send = _without_digests(cluster, name)  # type: ignore[method-assign]
+
+    cluster.propose("n1", _submit(60))
+    cluster.world.run(
+        lambda: leader.scrubbing.view().result == "undecided", ms_max=ANSWER_MS + 10_000
+    )
+
+    assert not leader.diverged
+
+
+def _without_digests(cluster: Cluster, name: str) -> object:
+    def send(peer: str, frame: Frame) -> bool:
+        if frame.WhichOneof("kind") == "scrub_digest":
+            return True
+        return cluster.wires.send(name, peer, frame)
+
+    return send
+
+
+def test_a_new_leader_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
+    cluster = _cluster(tmp_path)
+    cluster.world.run(lambda: min(_rounds(cluster)) >= 1)
+    leader = cluster.wait_leader()
+    before = max(_rounds(cluster))
+
+    cluster.kill(leader.config.node_id)
+    name = next(iter(cluster.cores))
+    cluster.propose(name, _submit(70), ms=20_000)
+    cluster.world.run(lambda: min(_rounds(cluster)) > before)
+
+    assert {core.scrubbing.view().result for core in cluster.cores.values()} == {"equal"}
+
+
+def test_what_peers_say_is_kept_within_bounds(tmp_path: Path) -> None:
+    cluster = _cluster(tmp_path)
+    core = cluster.cores["n1"]
+
+    for number in range(1_000):
+        for peer in ("n2", "stranger", f"x{number}"):
+            said = ScrubDigest(revision=1 << 40 | number, digest=A)
+            core.frame_received(peer, Frame(scrub_digest=said))
+        core.frame_received("n2", Frame(scrub_digest=ScrubDigest(revision=1, digest=b"short")))
+
+    assert set(core.scrubbing._heard) <= {"n2", "n3"}
+    assert len(core.scrubbing._heard["n2"]) == RANGES_KEPT_MAX
+    cluster.propose("n1", _submit(80))
+    cluster.world.run(lambda: core.scrubbing.view().result == "equal")
