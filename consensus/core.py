@@ -276,9 +276,13 @@ class Core:
         self._on_wake()
 
     def peers(self) -> dict[str, str]:
-        """Who is to be dialled: members, and those removed so lately that they may not know it."""
+        """Who is to be dialled: members, and those removed so lately that they may not know it.
+
+        Voters that only the journal names yet are among them: after a power loss the ledger may
+        lie before their joining, and what follows can be known to be committed from them alone.
+        """
         members = self.ledger.members()
-        return {**self.ledger.farewells(), **members} if members else {}
+        return {**self.ledger.farewells(), **self.engine.voters, **members} if members else {}
 
     def turn(self) -> None:
         """Do what is due: exchange with peers, or else apply what has become ready.

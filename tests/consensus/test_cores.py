@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,27 @@ def test_everything_acknowledged_is_there_after_all_die_at_once(tmp_path: Path, 
     cluster.world.run(cluster.agree)
 
     assert holds_all(cluster, 10)
+
+
+def test_a_node_whose_ledger_fell_back_by_a_power_loss_dials_the_voters_of_its_journal(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.start("n1")
+    cluster.world.run(lambda: cluster.cores["n1"].ledger.mesh_id == "m")
+    ledger = cluster.cores["n1"].ledger_path.parent
+    early = shutil.copytree(ledger, tmp_path / "early", ignore=shutil.ignore_patterns("*-shm"))
+    join(cluster, "n2")
+    join(cluster, "n3")
+    for name in ("n1", "n2", "n3"):
+        cluster.kill(name)
+    shutil.rmtree(ledger)
+    shutil.copytree(early, ledger)
+
+    core = cluster.start("n1")
+
+    assert sorted(core.ledger.members()) == ["n1"]
+    assert core.peers() == {"n1": "n1", "n2": "n2", "n3": "n3"}
 
 
 def test_a_voter_that_fell_behind_the_journal_gets_a_copy_of_the_ledger(tmp_path: Path) -> None:
