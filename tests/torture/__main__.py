@@ -29,6 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--history", type=Path, default=Path("history.jsonl"), metavar="FILE")
     parser.add_argument("--nodes", type=int, default=5)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the nodes' folders there")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end")
     parser.add_argument("--all", action="store_true", help="every kind and seed not yet in --out")
     parser.add_argument("--kinds", default="", help="with --all: only these, with commas between")
@@ -50,7 +51,12 @@ def main() -> int:
     lab.enter(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     order = Order(
-        KINDS[options.fault], options.seed, options.seconds, options.history, options.nodes
+        kind=KINDS[options.fault],
+        seed=options.seed,
+        seconds=options.seconds,
+        history=options.history,
+        node_count=options.nodes,
+        keep=options.keep,
     )
     try:
         report = torture(order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -10,11 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.e2e.mesh_process import LocalMesh, NodeProcess, wait_for
+from tests.faultlib.control import Faults
+from tests.faultlib.powerloss import lose_power
 from tests.torture.lab import Network, Pair, SmallDisk, number_of
 from tests.torture.load import Load
 
 LEASE_S = 3.0
 HELD_CLAIMS_MIN = 6
+JUMP_HOURS = 1
+DRIFT_PPM = 200_000
 LOSS = 0.05
 DELAY_MS, JITTER_MS = 100.0, 50.0
 
@@ -28,6 +33,7 @@ class Scene:
     load: Load
     rng: random.Random
     disks: dict[str, SmallDisk] = field(default_factory=dict)
+    faults: dict[str, Faults] = field(default_factory=dict)
 
     @property
     def nodes(self) -> list[NodeProcess]:
@@ -54,6 +60,8 @@ class Kind:
     held_s: float  # between the fault and its mending
     needs_network: bool = False
     needs_small_disks: bool = False
+    is_preloaded: bool = False  # the nodes run with the fault library
+    logs_writes: bool = False  # which then remembers what was not synced
     is_switched: bool = False
     is_on_leader: bool = False  # its write gap is held to the bar for the leader
 
@@ -132,10 +140,53 @@ def loss_delay(scene: Scene) -> Wound:
 
 
 def disk_full(scene: Scene) -> Wound:
-    victim = scene.mesh.leader() if scene.rng.random() < 0.5 else scene.rng.choice(scene.nodes)
+    victim = _leader_or_any(scene)
     disk = scene.disks[victim.name]
     disk.fill()
     return Wound(victim.name, disk.make_room)
+
+
+def eio_write(scene: Scene) -> Wound:
+    """Every write to a node's disk fails. Its operator mends the disk and starts it anew."""
+    victim = _leader_or_any(scene)
+    scene.faults[victim.name].write_errno = errno.EIO
+    return Wound(victim.name, lambda: _restart(scene, victim))
+
+
+def eio_sync(scene: Scene) -> Wound:
+    """Every sync fails; what was written before it may be gone for good."""
+    victim = _leader_or_any(scene)
+    scene.faults[victim.name].sync_errno = errno.EIO
+    return Wound(victim.name, lambda: _restart(scene, victim))
+
+
+def power_loss_all(scene: Scene) -> Wound:
+    """The power of all nodes fails at once: what was not synced is gone, in part, or torn."""
+    scene.mesh.kill_all()
+    for node in scene.nodes:
+        faults = scene.faults[node.name]
+        assert faults.log is not None
+        lose_power(faults.folder, faults.log, scene.rng)
+    return Wound("all", lambda: _start(scene.nodes))
+
+
+def clock_jump(scene: Scene) -> Wound:
+    """Wall time jumps by an hour, ahead or back, on some of the nodes."""
+    victims = scene.shuffled()[: scene.rng.randint(1, len(scene.nodes))]
+    jumps = {node.name: scene.rng.choice((-JUMP_HOURS, JUMP_HOURS)) for node in victims}
+    for name, hours in jumps.items():
+        scene.faults[name].jump_wall(hours=hours)
+    words = " ".join(f"{name}{hours:+d}h" for name, hours in jumps.items())
+    return Wound(words, lambda: _heal(scene))
+
+
+def clock_drift(scene: Scene) -> Wound:
+    """All clocks of a node run fast or slow; each node's differently."""
+    rates = {node.name: scene.rng.choice((-DRIFT_PPM, 0, DRIFT_PPM)) for node in scene.nodes}
+    for name, ppm in rates.items():
+        scene.faults[name].drift(ppm)
+    words = " ".join(f"{name}{ppm // 10_000:+d}%" for name, ppm in rates.items() if ppm)
+    return Wound(words, lambda: _heal(scene))
 
 
 def hand_over(scene: Scene) -> Wound:
@@ -177,6 +228,11 @@ KINDS: dict[str, Kind] = {
         Kind("ring", ring, 3.5, needs_network=True),
         Kind("loss-delay", loss_delay, 4.0, needs_network=True, is_switched=True),
         Kind("disk-full", disk_full, 3.0, needs_small_disks=True),
+        Kind("eio-write", eio_write, 2.0, is_preloaded=True),
+        Kind("eio-sync", eio_sync, 2.0, is_preloaded=True),
+        Kind("power-loss-all", power_loss_all, 0.0, is_preloaded=True, logs_writes=True),
+        Kind("clock-jump", clock_jump, 3.0, is_preloaded=True),
+        Kind("clock-drift", clock_drift, 4.0, is_preloaded=True),
         Kind("hand-over", hand_over, 3 * LEASE_S),
     )
 }
@@ -204,3 +260,20 @@ def _names(nodes: Sequence[NodeProcess]) -> str:
 def _start(nodes: Sequence[NodeProcess]) -> None:
     for node in nodes:
         node.start()
+
+
+def _restart(scene: Scene, node: NodeProcess) -> None:
+    """As an operator does: mend the disk, stop what is left of the node, start it."""
+    scene.faults[node.name].heal()
+    node.stop()
+    node.start()
+
+
+def _heal(scene: Scene) -> None:
+    for faults in scene.faults.values():
+        faults.heal()
+
+
+def _leader_or_any(scene: Scene) -> NodeProcess:
+    is_leader = scene.rng.random() < 0.5
+    return scene.mesh.leader() if is_leader else scene.rng.choice(scene.nodes)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import grpc
 
-from tests.e2e.mesh_process import ROOT, LocalMesh, NodeProcess, NotInTime, wait_for
+from tests.e2e.mesh_process import ROOT, LocalMesh, NodeProcess, NotInTime, Site, wait_for
+from tests.faultlib.build import NoCompiler, library
+from tests.faultlib.control import Faults
+from tests.faultlib.powerloss import begin
 from tests.torture import lab, verdict
 from tests.torture.history import History, now_ns
 from tests.torture.kinds import Kind, Scene, Wound
@@ -40,6 +45,7 @@ class Order:
     seconds: float
     history: Path
     node_count: int = 5
+    keep: Path | None = None  # where the nodes' folders and logs stay; None: they are removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +111,26 @@ def torture(order: Order) -> Report:
     """Build a mesh, run the order on it, and judge. Raises NoLab: this host cannot."""
     with (
         lab.build(node_count=order.node_count, is_switched=order.kind.is_switched) as place,
-        tempfile.TemporaryDirectory(prefix="qt-") as folder,
+        _folder(order) as root,
         History(order.history) as history,
     ):
         report = Report(order.kind.name, order.seed, commit(), place.network.words)
         check_host(order.kind, place)
-        mesh = LocalMesh(Path(folder), slots=8, site=place.network.site)
-        with mesh:
+        faults = _faults(root, order)
+
+        def site(name: str) -> Site:
+            found = place.network.site(name)
+            preload = faults[name].environment() if name in faults else {}
+            return replace(found, environment=preload)
+
+        with LocalMesh(root, slots=8, site=site) as mesh:
             disks = _small_disks(mesh, order) if order.kind.needs_small_disks else {}
             for number in range(order.node_count):
                 mesh.add(workers=int(number < NODE_WORKERS))
             wish = Wish(order.seed, CLIENTS_PER_NODE * order.node_count)
             load = Load(mesh.nodes, history, wish).start()
             rng = random.Random(order.seed)
-            scene = Scene(mesh, place.network, load, rng, disks)
+            scene = Scene(mesh, place.network, load, rng, disks, faults)
             try:
                 mended_s = Conduct(order, scene, history, report).run()
                 load.stop_clients()
@@ -227,6 +239,11 @@ def check_host(kind: Kind, place: Lab) -> None:
         raise lab.NoLab(f"{kind.name} needs network namespaces: {why}")
     if kind.needs_small_disks and not place.is_private:
         raise lab.NoLab(f"{kind.name} needs mounts of its own: {lab.why_not_inside()}")
+    if kind.is_preloaded:
+        try:
+            library()
+        except NoCompiler as error:
+            raise lab.NoLab(f"{kind.name} needs the fault library: {error}") from error
 
 
 def commit() -> str:
@@ -252,9 +269,38 @@ def _is_well(node: NodeProcess) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def _folder(order: Order) -> Iterator[Path]:
+    if order.keep is not None:
+        order.keep.mkdir(parents=True)
+        yield order.keep.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="qt-") as folder:
+        yield Path(folder)
+
+
+def _names(order: Order) -> list[str]:
+    return [f"node-{number}" for number in range(1, order.node_count + 1)]
+
+
+def _faults(root: Path, order: Order) -> dict[str, Faults]:
+    """The switches of each node's faults; its folder is empty yet, so all of its life is logged."""
+    if not order.kind.is_preloaded:
+        return {}
+    made = {}
+    for name in _names(order):
+        faults = Faults(root / name, near=root / "faults", logs=order.kind.logs_writes)
+        if faults.log is not None:
+            begin(faults.folder, faults.log)
+        made[name] = faults
+    return made
+
+
 def _small_disks(mesh: LocalMesh, order: Order) -> dict[str, SmallDisk]:
-    names = [f"node-{number}" for number in range(1, order.node_count + 1)]
-    return {name: SmallDisk.mount(mesh.root / name, bytes_max=SMALL_DISK_BYTES) for name in names}
+    return {
+        name: SmallDisk.mount(mesh.root / name, bytes_max=SMALL_DISK_BYTES)
+        for name in _names(order)
+    }
 
 
 def _judge_running(mesh: LocalMesh, report: Report, mended_s: float) -> None:
