@@ -177,7 +177,7 @@ async def _join(config: NodeConfig, wall_ms: int) -> Booted:
 
 
 def _come_back(config: NodeConfig, node_file: Path) -> Booted:
-    identity = _read_identity(node_file)
+    identity = read_identity(node_file)
     try:
         credentials = NodeCredentials.load(config.data_dir / "node")
         authority = Authority.load(config.data_dir / "node")
@@ -200,7 +200,8 @@ def _come_back(config: NodeConfig, node_file: Path) -> Booted:
     return Booted(identity, credentials, authority, listen, False)
 
 
-def _read_identity(node_file: Path) -> Identity:
+def read_identity(node_file: Path) -> Identity:
+    """Who the node of a folder is. Raises BootError."""
     remedy = "restore it from a copy, or start with an empty --data folder and join again"
     try:
         data = node_file.read_bytes()[: NODE_BYTES_MAX + 1]

@@ -1,8 +1,7 @@
-"""`mesh doctor`: is the mesh well? Online it asks every node; with --data it reads a ledger."""
+"""`mesh doctor`: is the mesh well? It asks every node; with --data it reads a stopped node's folder."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from mesh.client import Client
 from mesh.client_errors import MeshError
 from node.cli import exits
 from node.cli.plain import dump
-from node.cli.session import Failure, Session, connected, console, json_option, pass_session
+from node.cli.session import Session, connected, console, json_option, pass_session
 
 REACH_TIMEOUT_S = 4.0
 CLOCK_SPREAD_MS_MAX = 2_000
 DIGEST_ROUNDS_MAX = 5
-VIOLATIONS_SHOWN_MAX = 20
+MARKS = {True: "[green]ok  [/]", False: "[bold red]BAD [/]", None: "[yellow]--  [/]"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +26,35 @@ class Finding:
     """One check: what was looked at, whether it is well, and what was seen or should be done."""
 
     check: str
-    ok: bool
+    ok: bool | None  # None: it could not be looked at
     text: str
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), default=None,
-              help="Check the ledger in this folder of a stopped node instead.")  # fmt: skip
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Check the folder of a stopped node instead; nothing in it is changed.",
+)
+@click.option("--peer", "peers", multiple=True, metavar="HOST:PORT",
+              help="With --data: compare with this node. Default: the members it knows.")  # fmt: skip
 @json_option
 @pass_session
-def doctor(session: Session, data: Path | None, as_json: bool) -> int:
+def doctor(session: Session, data: Path | None, peers: tuple[str, ...], as_json: bool) -> int:
     """Check that every node is reachable, agrees and can work. Exit code 1 when not.
+
+    With --data it checks what a stopped node has on disk, and compares its ledger with its peers' at
+    the same revision. Exit code 66 when it must not be used again.
 
     \b
     Example:  mesh doctor
               mesh doctor --data ~/.quorumesh/node      (a stopped node, read-only)
     """
     if data is not None:
-        findings = list(examine_folder(data.expanduser()))
+        from node.cli.folder import examine_folder  # here, so that other commands start quickly
+
+        findings = [Finding(*found) for found in examine_folder(data.expanduser(), peers)]
     else:
         with connected(session) as client:
             findings = list(_examine_mesh(session, client))
@@ -52,10 +62,11 @@ def doctor(session: Session, data: Path | None, as_json: bool) -> int:
         if as_json:
             click.echo(dump(asdict(finding)))
         else:
-            mark = "[green]ok  [/]" if finding.ok else "[bold red]BAD [/]"
-            console().print(f"{mark} [bold]{finding.check}[/]  ", end="")
+            console().print(f"{MARKS[finding.ok]} [bold]{finding.check:10}[/]  ", end="")
             console().print(finding.text, markup=False)
-    return exits.OK if all(finding.ok for finding in findings) else exits.TASK_FAILED
+    if all(finding.ok is not False for finding in findings):
+        return exits.OK
+    return exits.DAMAGED if data is not None else exits.TASK_FAILED
 
 
 COMMANDS = (doctor,)
@@ -138,42 +149,3 @@ def _compare_digests(session: Session, members: Sequence[mesh_pb2.Member]) -> Fi
 
 def _only(session: Session, address: str) -> Client:
     return Client([address], profile=session.profile, dial=session.dial, timeout_s=REACH_TIMEOUT_S)
-
-
-def examine_folder(data: Path) -> Iterator[Finding]:
-    """Read a node's ledger without changing it, and check what must always hold."""
-    ledger = _ledger_in(data)
-    from consensus.ledger import invariants
-
-    yield Finding("folder", True, f"{ledger}")
-    try:
-        connection = sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True)
-    except sqlite3.Error as error:
-        raise Failure(f"{ledger} cannot be opened: {error}") from None
-    try:
-        said = connection.execute("PRAGMA quick_check").fetchone()[0]
-        yield Finding("file", said == "ok", "pages are sound" if said == "ok" else str(said))
-        wrong = invariants.violations(connection)
-    except sqlite3.Error as error:
-        yield Finding("file", False, f"{error}; restore this node by joining anew")
-        return
-    finally:
-        connection.close()
-    for one in wrong[:VIOLATIONS_SHOWN_MAX]:
-        yield Finding("invariant", False, one)
-    if len(wrong) > VIOLATIONS_SHOWN_MAX:
-        yield Finding("invariant", False, f"and {len(wrong) - VIOLATIONS_SHOWN_MAX} more")
-    if not wrong:
-        yield Finding("invariant", True, "everything that must always hold does")
-
-
-def _ledger_in(data: Path) -> Path:
-    """Find the ledger in force: the folder that CURRENT names, at the top or one level below."""
-    for current in sorted([data / "CURRENT", *data.glob("*/CURRENT")]):
-        if current.is_file():
-            name = current.read_text("ascii", "replace").strip()
-            ledger = current.parent / name / "ledger.db"
-            if "/" in name or not ledger.is_file():
-                raise Failure(f"{current} names {name!r}, which is not there: the ledger is lost")
-            return ledger
-    raise Failure(f"{data} holds no ledger: give the folder of 'mesh node start --data'")

@@ -20,6 +20,7 @@ from mesh.errors import (
 )
 
 OK, TASK_FAILED, BAD_INPUT, REFUSED, UNREACHABLE, DEADLINE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+DAMAGED = 66
 
 EXITS_HELP = """\b
 Exit codes:
@@ -29,6 +30,7 @@ Exit codes:
   3    the mesh refused; nothing was changed
   4    no node could be reached, or none can write now
   5    the deadline passed first
+  66   a node's folder is damaged: it must come back with --rejoin
   130  interrupted by Ctrl-C"""
 
 _NEXT_OF_REASON = {

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 from quorumesh.v1 import mesh_pb2
 
-from consensus.ledger import Ledger
 from mesh.calls import dial_with
 from mesh.client_errors import (
     DeadlineExceeded,
@@ -299,32 +298,3 @@ def test_the_reloader_sees_a_changed_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_example_tasks_are_well_formed(path: Path) -> None:
     assert parse_spec(path.read_text()).subtasks
-
-
-def test_doctor_reads_a_stopped_nodes_ledger(tmp_path: Path) -> None:
-    folder = tmp_path / "ledger-0"
-    folder.mkdir()
-    (tmp_path / "CURRENT").write_text("ledger-0\n")
-    ledger = Ledger.open(str(folder / "ledger.db"))
-    ledger.apply_noop(1, 1)
-    ledger.close()
-    before = (folder / "ledger.db").read_bytes()
-
-    result = offline("doctor", "--data", str(tmp_path), "--json")
-
-    findings = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [finding["check"] for finding in findings] == ["folder", "file", "invariant"]
-    assert result.exit_code == exits.OK
-    assert (folder / "ledger.db").read_bytes() == before
-
-
-def test_doctor_of_a_damaged_ledger_is_exit_1(tmp_path: Path) -> None:
-    folder = tmp_path / "ledger-0"
-    folder.mkdir()
-    (tmp_path / "CURRENT").write_text("ledger-0\n")
-    (folder / "ledger.db").write_bytes(b"not a database" * 100)
-
-    result = offline("doctor", "--data", str(tmp_path))
-
-    assert result.exit_code == exits.TASK_FAILED
-    assert "not a database" in result.stdout

@@ -1,0 +1,253 @@
+"""A stopped node's state, read with suspicion: can it be trusted, and does the mesh agree with it?
+
+It changes nothing there. The ledger is copied aside and opened as a copy, for opening a database in
+its place writes beside it. The copy can then be brought up to where another node is, so that both
+can be compared at the same index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from quorumesh.v1.ledger_pb2 import Entry, MembershipChange
+
+from consensus.directory import CURRENT_BYTES_MAX, LedgerDirectory
+from consensus.engine.codec import MEMBERSHIP, NO_OP, REGULAR
+from consensus.engine.disk import Disk
+from consensus.engine.inspect import VoteReport, inspect_vote
+from consensus.engine.opening import Opened, read_journal
+from consensus.errors import Damaged
+from consensus.ledger import CannotApply, Ledger, invariants
+from consensus.scrub import refuse_marked
+
+FAULTS_SHOWN_MAX = 20
+COPY = "ledger.db"
+# What reading rows that nobody wrote may raise.
+_UNREADABLE = (
+    sqlite3.Error,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    DecodeError,
+    Damaged,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. `ok` is None when it could not be looked at."""
+
+    name: str
+    ok: bool | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerCopy:
+    """A copy of the ledger that can be opened; at which revision, and its digests there."""
+
+    path: Path
+    revision: int
+    chain: bytes
+    full: bytes
+    members: dict[str, str]  # node id to address
+    voters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found. Without a copy, there is no ledger that could be read."""
+
+    checks: tuple[Check, ...]
+    copy: LedgerCopy | None
+
+    @property
+    def is_sound(self) -> bool:
+        return all(check.ok is not False for check in self.checks)
+
+
+def examine(state: Path, aside: Path) -> Examined:
+    """Check a stopped node's state; its ledger is copied into the folder `aside`. Raises OSError."""
+    checks = [_checked("mark", lambda: _mark(state))]
+    journal: list[Opened] = []
+    checks.append(_checked("journal", lambda: _journal(state, journal)))
+    checks.append(_checked("vote", lambda: _vote(state, journal)))
+    path: list[Path] = []
+    checks.append(_checked("current", lambda: _current(state, path)))
+    copies: list[LedgerCopy] = []
+    if path:
+        checks.extend(_ledger(path[0], aside, copies))
+    if copies and journal:
+        checks.append(_checked("position", lambda: _position(path[0], copies[0], journal[0])))
+    return Examined(tuple(checks), copies[0] if copies else None)
+
+
+def bring_up(copy: LedgerCopy, entries: Iterable[tuple[int, int, bytes]]) -> None:
+    """Apply committed entries (index, term, command) to the copy, from where it is on.
+
+    Raises Damaged when they cannot be applied to it.
+    """
+    try:
+        with contextlib.closing(Ledger.open(str(copy.path))) as ledger:
+            for index, term, command in entries:
+                kind, body = command[0], command[1:]
+                if kind == REGULAR:
+                    ledger.apply(index, term, Entry.FromString(body))
+                elif kind == MEMBERSHIP:
+                    ledger.apply_membership(index, term, MembershipChange.FromString(body))
+                else:
+                    assert kind == NO_OP, f"an entry of kind {kind}"
+                    ledger.apply_noop(index, term)
+    except _UNREADABLE as error:
+        raise Damaged(f"the log of the mesh cannot be applied to this ledger: {error}") from error
+
+
+def full_digest(copy: LedgerCopy) -> tuple[int, bytes]:
+    """The copy's revision and the hash of all its rows there. Raises Damaged."""
+    try:
+        with contextlib.closing(Ledger.open(str(copy.path))) as ledger:
+            return ledger.applied_index, ledger.full_digest()
+    except _UNREADABLE as error:
+        raise Damaged(f"the ledger cannot be read: {error}") from error
+
+
+def _checked(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except Damaged as error:
+        return Check(name, False, str(error))
+    except CannotApply as error:
+        return Check(name, None, f"it is of another release: {error}; upgrade quorumesh")
+    except OSError as error:
+        return Check(name, False, f"it cannot be read: {error.strerror or error}")
+
+
+def _mark(state: Path) -> str:
+    if not state.is_dir():
+        raise Damaged(f"{state} is not there: the state is lost")
+    refuse_marked(state, Disk())
+    return "it was not taken out of service"
+
+
+def _journal(state: Path, found: list[Opened]) -> str:
+    folder = state / "journal"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise Damaged(f"there is no journal at {folder}: it is lost")
+    opened = read_journal(folder, Disk())
+    found.append(opened)
+    torn = f", {opened.torn_bytes} bytes not synced" if opened.torn_bytes else ""
+    first, last = opened.rows[0][1] + 1, opened.rows[-1][1]
+    return f"entries {first} to {last} in {len(opened.segments)} files{torn}"
+
+
+def _vote(state: Path, journal: list[Opened]) -> str:
+    vote: VoteReport = inspect_vote(state / "vote")
+    if vote.faults:
+        raise Damaged(vote.faults[0])
+    if journal:
+        _, base_index, _ = journal[0].rows[0]
+        _, last_index, last_term = journal[0].rows[-1]
+        if base_index > 0 and not vote.exists:
+            raise Damaged("the vote record is missing beside a journal that has begun anew")
+        if last_index > base_index and last_term > vote.term:
+            raise Damaged(
+                f"the journal holds entries of term {last_term}, the vote record knows only "
+                f"{vote.term}: the vote is lost"
+            )
+    return f"term {vote.term}, for {vote.voted_for or 'nobody'}"
+
+
+def _current(state: Path, found: list[Path]) -> str:
+    current = state / "CURRENT"
+    if not current.exists():
+        raise Damaged(f"{current} is missing: the ledger is lost")
+    name = current.read_bytes()[:CURRENT_BYTES_MAX].decode("ascii", "replace").strip()
+    path = state / name / "ledger.db"
+    if not name.startswith("ledger-") or "/" in name or not path.is_file():
+        raise Damaged(f"{current} names {name!r}, which is not a ledger here")
+    found.append(path)
+    return f"{path}"
+
+
+def _ledger(path: Path, aside: Path, found: list[LedgerCopy]) -> list[Check]:
+    for suffix in ("", "-wal"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            shutil.copyfile(source, aside / f"{COPY}{suffix}")
+    checks: list[Check] = []
+    checks.append(_checked("file", lambda: _structure(aside / COPY)))
+    if checks[0].ok:
+        checks.append(_checked("ledger", lambda: _read_copy(aside / COPY, found)))
+    if found:
+        checks.append(_checked("invariants", lambda: _invariants(aside / COPY)))
+    return checks
+
+
+def _structure(path: Path) -> str:
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.text_factory = bytes
+            rows = db.execute(f"PRAGMA integrity_check({FAULTS_SHOWN_MAX})").fetchall()
+    except sqlite3.Error as error:
+        raise Damaged(f"the ledger is damaged: {error}") from error
+    said = "; ".join(row[0].decode("utf-8", "replace") for row in rows)
+    if said != "ok":
+        raise Damaged(f"the ledger is damaged: {said}")
+    return "pages, rows and indexes fit together"
+
+
+def _invariants(path: Path) -> str:
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            wrong = invariants.violations(db)
+    except _UNREADABLE as error:
+        raise Damaged(f"the ledger cannot be read: {error}") from error
+    if wrong:
+        raise Damaged("; ".join(wrong[:FAULTS_SHOWN_MAX]))
+    return "everything that must always hold does"
+
+
+def _read_copy(path: Path, found: list[LedgerCopy]) -> str:
+    try:
+        with contextlib.closing(Ledger.open(str(path))) as ledger:
+            copy = LedgerCopy(
+                path=path,
+                revision=ledger.applied_index,
+                chain=ledger.digest,
+                full=ledger.full_digest(),
+                members=ledger.members(),
+                voters=tuple(ledger.voters()),
+            )
+    except _UNREADABLE as error:
+        raise Damaged(f"the ledger cannot be read: {error}") from error
+    found.append(copy)
+    return f"revision {copy.revision}, digest {copy.full.hex()[:16]}"
+
+
+def _position(path: Path, copy: LedgerCopy, journal: Opened) -> str:
+    """The ledger must be within its journal, or be a copy just installed, as a start demands."""
+    with contextlib.closing(sqlite3.connect(copy.path)) as db:
+        (term,) = db.execute("SELECT applied_term FROM ledger").fetchone()
+    base, last = journal.rows[0][1], journal.rows[-1][1]
+    if copy.revision < base:
+        raise Damaged(
+            f"the ledger ends at {copy.revision}, but the journal begins after {base}: "
+            "the ledger has lost entries"
+        )
+    if copy.revision <= last and journal.rows[copy.revision - base][2] == term:
+        return f"the ledger has applied {copy.revision} of {last} entries"
+    if copy.revision != LedgerDirectory.installed_index(path):
+        raise Damaged(
+            f"the ledger has applied {copy.revision}, which the journal does not hold (it ends at "
+            f"{last}): it has lost entries"
+        )
+    return f"a copy of {copy.revision} was installed last"
