@@ -74,8 +74,9 @@ def add_token(store: Store, command: AddToken) -> Outcome:
 def admit(store: Store, command: Admit) -> Outcome:
     """Use up a token for a node, or let it come in place of a damaged one. Again is accepted again.
 
-    Refused: INVALID, TOKEN_UNKNOWN, TOKEN_USED, TOKEN_EXPIRED, NOT_FOUND, ALREADY_EXISTS, OVERLOADED
-    (in this order). That the caller is the damaged node itself is for the caller's host to check.
+    Refused: INVALID, TOKEN_UNKNOWN, ALREADY_EXISTS (the id of a removed node), TOKEN_USED,
+    TOKEN_EXPIRED, NOT_FOUND, ALREADY_EXISTS, OVERLOADED (in this order). That the caller is the
+    damaged node itself is for the caller's host to check.
     """
     if not command.node_id or not command.address:
         raise invalid("a node needs an id and an address")
@@ -89,14 +90,16 @@ def admit(store: Store, command: Admit) -> Outcome:
     ).fetchone()
     if row is None or row[0] != command.secret_digest:
         raise Refused(values_pb2.TOKEN_UNKNOWN, "the join token is not known here")
-    if row[2] == command.node_id and not _has_departed(store, command.node_id):
+    if _has_departed(store, command.node_id):
+        raise Refused(values_pb2.ALREADY_EXISTS, "a node of this id was removed from the mesh")
+    if row[2] == command.node_id:
         return Outcome(revision=store.meta.applied_index)
     if row[2]:
         raise Refused(values_pb2.TOKEN_USED, "the join token has been used; make a new one")
     if row[1] <= store.meta.counted_ms:
         raise Refused(values_pb2.TOKEN_EXPIRED, "the join token has expired; make a new one")
     members = store.db.execute("SELECT node_id FROM member ORDER BY node_id").fetchall()
-    if (command.node_id,) in members or _has_departed(store, command.node_id):
+    if (command.node_id,) in members:
         raise Refused(values_pb2.ALREADY_EXISTS, "the node id is taken")
     if len(members) >= limits.MEMBERS_MAX:
         raise Refused(values_pb2.OVERLOADED, "the mesh has as many nodes as it may have")
@@ -119,7 +122,7 @@ def _replace(store: Store, command: Admit) -> Outcome:
             raise Refused(values_pb2.ALREADY_EXISTS, "the node id is taken")
         return Outcome(revision=store.meta.applied_index)
     if _has_departed(store, command.node_id):
-        raise Refused(values_pb2.ALREADY_EXISTS, "the node id is taken")
+        raise Refused(values_pb2.ALREADY_EXISTS, "a node of this id was removed from the mesh")
     old = store.db.execute(
         "SELECT voter, leaving FROM member WHERE node_id=?", (command.replaces,)
     ).fetchone()

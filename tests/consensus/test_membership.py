@@ -342,7 +342,7 @@ def test_a_removed_id_is_never_admitted_again(tmp_path: Path) -> None:
     )
 
     assert made.reason == 0
-    assert again.reason != 0 and "taken" in again.message
+    assert again.reason != 0 and "was removed" in again.message
 
 
 @pytest.mark.parametrize(

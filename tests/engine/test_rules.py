@@ -7,7 +7,6 @@ import pickle
 from pathlib import Path
 
 import pytest
-from quorumesh.v1.ledger_pb2 import MembershipChange
 from quorumesh.v1.peer_pb2 import (
     AppendEntries,
     AppendReply,
@@ -272,48 +271,6 @@ def test_rule_9_the_library_never_speaks_for_itself() -> None:
         raft._SyncObj__transport.send(None, {"type": "apply_command"})
     with pytest.raises(AssertionError):
         raft.doTick()
-
-
-def test_rule_10_one_membership_change_at_a_time_and_none_before_the_no_op() -> None:
-    world, leader, others = settled()
-    for other in others:
-        world.partition(leader, other)
-    engine = world.nodes[leader].engine
-
-    assert engine.change(MembershipChange(add=True, node_id="n4", address="n4:1"))
-    assert not engine.change(MembershipChange(add=True, node_id="n5", address="n5:1"))
-    assert sorted(engine.voters) == ["n1", "n2", "n3", "n4"]
-
-
-def test_rule_10_membership_is_known_again_after_a_restart() -> None:
-    world, leader, _ = settled()
-    world.join("n4")
-    world.run(100)
-    world.nodes[leader].engine.feed("n4")
-    assert world.nodes["n4"].engine.role == "passive"
-    assert world.run(3_000, lambda: world.nodes[leader].engine.matched("n4") > 0)
-    assert world.nodes[leader].engine.change(
-        MembershipChange(add=True, node_id="n4", address="n4:1")
-    )
-    world.run(500)
-    for node_id in world.nodes:
-        world.crash(node_id)
-    for node in world.nodes.values():
-        node.start()
-        assert sorted(node.engine.voters) == ["n1", "n2", "n3", "n4"]
-
-
-def test_rule_10_a_removed_node_stops_and_disturbs_nobody() -> None:
-    world, leader, (gone, _) = settled()
-    term = world.nodes[leader].engine.term
-    assert world.nodes[leader].engine.change(MembershipChange(add=False, node_id=gone))
-    world.run(3_000)
-
-    assert gone not in world.nodes[leader].engine.voters
-    assert world.nodes[leader].engine.term == term
-    assert world.propose(leader, b"after")
-    world.run(200)
-    assert acknowledged(world, b"after")
 
 
 def test_rule_11_a_returning_node_deposes_nobody() -> None:
