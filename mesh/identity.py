@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -36,6 +36,12 @@ CA_FILE = "ca.pem"
 CA_KEY_FILE = "ca-key.pem"
 CERTIFICATE_FILE = "cert.pem"
 KEY_FILE = "key.pem"
+
+# What is raised by bytes that are not the certificate, request or key that they should be.
+UNREADABLE = (
+    *(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
 
 _NODE_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,48}")
@@ -111,7 +117,7 @@ class Authority:
         certificate = read_certificate(certificate_pem, "the mesh's CA certificate")
         try:
             key = serialization.load_der_private_key(key_der, password=None)
-        except (ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise BadPem(f"the mesh's CA key cannot be read: {error}") from error
         checked = _p256(key, "the mesh's CA key")
         _check_pair(certificate, checked, "the mesh's CA key")
@@ -229,7 +235,7 @@ def requested_key(csr_der: bytes) -> PublicKey:
         request = x509.load_der_x509_csr(csr_der)
         valid = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except UNREADABLE as error:
         raise IdentityError(f"the certificate request cannot be read: {error}") from error
     if not valid:
         raise IdentityError("the certificate request is not signed by its own key")
@@ -250,16 +256,23 @@ def node_id_of(public_key: PublicKey) -> str:
 def read_certificate(pem: bytes, where: str) -> x509.Certificate:
     """Read a PEM certificate; `where` names it in errors."""
     try:
-        return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+        return read_whole(x509.load_pem_x509_certificate(pem))
+    except UNREADABLE as error:
         raise BadPem(f"{where} is not a PEM certificate: {error}") from error
+
+
+def read_whole(certificate: x509.Certificate) -> x509.Certificate:
+    """Look now at what the library would look at later. Raises one of UNREADABLE."""
+    certificate.public_key()
+    _ = certificate.subject, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return certificate
 
 
 def read_key(pem: bytes, where: str) -> PrivateKey:
     """Read a PEM private key; `where` names it in errors."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise BadPem(f"{where} is not a PEM private key: {error}") from error
     return _p256(key, where)
 
@@ -284,7 +297,7 @@ def check_leaf(
     _check_pair(certificate, key, where)
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except UNREADABLE as error:
         raise WrongAuthority(f"{where}: the certificate was not issued by this mesh") from error
     now = now or datetime.now(UTC)
     for one, what in ((certificate, "certificate"), (authority, "CA certificate")):

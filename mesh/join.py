@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import grpc
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from quorumesh.v1.mesh_pb2 import JoinReply, JoinRequest
 from quorumesh.v1.mesh_pb2_grpc import MeshStub
@@ -20,7 +19,7 @@ from mesh.errors import (
     TokenUnknown,
     TokenUsed,
 )
-from mesh.identity import fingerprint, principal_in, read_certificate, requested_key
+from mesh.identity import UNREADABLE, fingerprint, principal_in, read_certificate, requested_key
 from mesh.tokens import Token
 
 ATTEMPT_MS = 10_000  # for one address
@@ -123,5 +122,5 @@ def _check_reply(token: Token, csr: bytes, reply: JoinReply, address: str) -> No
             principal = principal_in(certificate)
             if principal.kind != kind or (kind == "node" and principal.name != reply.node_id):
                 raise IdentityError(f"the {kind} certificate in the reply is {principal}'s")
-    except (IdentityError, ValueError, TypeError, InvalidSignature) as error:
+    except (IdentityError, *UNREADABLE) as error:
         raise JoinFailed({address: f"its answer cannot be trusted: {error}"}) from error

@@ -53,6 +53,8 @@ def parse_spec(text: str, *, source: str = "task") -> TaskSpec:
         raise BadSpec(f"{source}: {error}") from None
     except RecursionError:
         raise BadSpec(f"{source}: nested too deeply") from None
+    except ValueError as error:  # such as a number of more digits than any program reads
+        raise BadSpec(f"{source}: {error}") from None
     try:
         return spec_of(document)
     except BadSpec as error:

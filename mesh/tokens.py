@@ -18,11 +18,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 from mesh.errors import TokenExpired, TokenMalformed, when
-from mesh.identity import Authority, Principal, PrivateKey, fingerprint, key_der, key_pem, new_key
+from mesh.identity import (
+    UNREADABLE,
+    Authority,
+    Principal,
+    PrivateKey,
+    fingerprint,
+    key_der,
+    key_pem,
+    new_key,
+    read_whole,
+)
 
 PREFIX = "qm1."
 ADDRESSES_MAX = 8
@@ -225,7 +234,7 @@ def _check_certificates(token: Token) -> None:
     certificate = _certificate(token.certificate_der)
     try:
         certificate.verify_directly_issued_by(_certificate(token.ca_der))
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except UNREADABLE as error:
         raise TokenMalformed("the token's join certificate is not from its mesh") from error
     if certificate.public_key() != _key(token.key_der).public_key():
         raise TokenMalformed("the token's key does not belong to its join certificate")
@@ -233,15 +242,15 @@ def _check_certificates(token: Token) -> None:
 
 def _certificate(der: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+        return read_whole(x509.load_der_x509_certificate(der))
+    except UNREADABLE as error:
         raise TokenMalformed("a certificate in the token cannot be read") from error
 
 
 def _key(der: bytes) -> PrivateKey:
     try:
         key = serialization.load_der_private_key(der, password=None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise TokenMalformed("the key in the token cannot be read") from error
     if not isinstance(key, PrivateKey):
         raise TokenMalformed("the key in the token is of another kind")

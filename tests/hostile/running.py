@@ -1,0 +1,198 @@
+"""Feeds one kind of hostile input, round by round, and watches what it does to the process.
+
+A round begins with a target of its own, so a failure is shown again by its kind, seed and round.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+RSS_GROWTH_BYTES_MAX = 96 << 20
+SHOWN_BYTES_MAX = 2_000
+# What runs or revives code. None of it may happen while an input is looked at.
+FORBIDDEN_EVENTS = frozenset(
+    (
+        *("pickle.find_class", "exec", "compile", "os.system", "os.exec", "os.posix_spawn"),
+        *("os.fork", "os.forkpty", "subprocess.Popen", "ctypes.dlopen"),
+    )
+)
+
+
+class Target(Protocol):
+    """What takes one kind of input."""
+
+    def make(self, rng: Random) -> object:
+        """The next input: bytes, text or a message."""
+
+    def feed(self, given: object) -> bool:
+        """True: taken. False: refused in the documented way. Anything raised is a failure."""
+
+    def check(self) -> None:
+        """Raise AssertionError if what must always hold does not. Called now and then."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of input: how a round begins (with chance and a folder), and how long one lasts."""
+
+    name: str
+    begin: Callable[[Random, Path], Target]
+    round_inputs: int = 2_000
+    check_every_inputs: int = 200
+    ci_inputs: int = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of the inputs of one kind."""
+
+    kind: str
+    inputs: int
+    seconds: float
+    accepted: int
+    refused: int
+    rss_growth_bytes: int  # of the peak, since the end of the first round
+
+    def __str__(self) -> str:
+        per_us = self.seconds / max(1, self.inputs) * 1e6
+        return (
+            f"{self.kind:<22} {self.inputs:>9,} inputs {self.seconds:>8.1f} s {per_us:>7.1f} µs "
+            f"{self.accepted:>9,} accepted {self.refused:>9,} refused "
+            f"{self.rss_growth_bytes / (1 << 20):>6.1f} MiB grown"
+        )
+
+
+class Broken(AssertionError):
+    """An input did what none may. Its text says how to see it again."""
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Whether an input is being looked at, and what happened meanwhile that must not."""
+
+    is_on: bool = False
+    seen: str = ""
+
+    def heard(self, event: str, args: tuple[object, ...]) -> None:
+        if not self.is_on or event not in FORBIDDEN_EVENTS or self.seen:
+            return
+        # The interpreter loads the codec of an encoding when it first meets it.
+        if "/encodings/" not in getattr(args[0], "co_filename", ""):
+            self.seen = f"{event} {args!r:.200}"
+
+
+_watch = _Watch()
+_is_hooked = False
+
+
+def _hook() -> None:
+    """Audit hooks cannot be taken away again, so there is one for the process."""
+    global _is_hooked
+    if not _is_hooked:
+        sys.addaudithook(lambda event, args: _watch.heard(event, args))
+        _is_hooked = True
+
+
+def run_kind(
+    kind: Kind,
+    *,
+    inputs: int,
+    seed: int,
+    first_round: int = 0,
+    told: Callable[[str], None] = lambda line: None,
+) -> Tally:
+    """Feed so many inputs. Raises Broken at the first one that does what none may."""
+    _hook()
+    done = accepted = 0
+    number, base_bytes, peak_bytes = first_round, 0, 0
+    began_s = told_s = time.monotonic()
+    while done < inputs:
+        count = min(kind.round_inputs, inputs - done)
+        accepted += _run_round(kind, seed, number, count)
+        done, number = done + count, number + 1
+        if number == first_round + 1:
+            gc.collect()
+            base_bytes = _reset_peak_bytes()
+        peak_bytes = max(peak_bytes, _peak_bytes())
+        if peak_bytes - base_bytes > RSS_GROWTH_BYTES_MAX:
+            raise Broken(f"{kind.name} grew to {peak_bytes:,} bytes by round {number} of {seed}")
+        if time.monotonic() - told_s > 10:
+            told_s = time.monotonic()
+            told(f"{kind.name}: {done:,} of {inputs:,} after {told_s - began_s:.0f} s")
+    seconds = time.monotonic() - began_s
+    grown_bytes = max(0, peak_bytes - base_bytes)
+    return Tally(kind.name, done, seconds, accepted, done - accepted, grown_bytes)
+
+
+def _run_round(kind: Kind, seed: int, number: int, count: int) -> int:
+    """One target's life; how many inputs it took."""
+    rng = Random(f"{kind.name} {seed} {number}")
+    folder = Path(tempfile.mkdtemp(prefix="hostile-", dir=_memory_folder()))
+    accepted = 0
+    given: object = None
+    try:
+        target = kind.begin(rng, folder)
+        try:
+            # What is imported or made on the first use may run code; inputs may not.
+            is_warm = number > 0
+            for at in range(count):
+                given = target.make(rng)
+                _watch.is_on, _watch.seen = is_warm or at >= 20, ""
+                accepted += target.feed(given)
+                _watch.is_on = False
+                if _watch.seen:
+                    raise AssertionError(f"it ran code: {_watch.seen}")
+                if at % kind.check_every_inputs == kind.check_every_inputs - 1:
+                    target.check()
+            target.check()
+        finally:
+            _watch.is_on = False
+            with suppress(Exception):
+                target.close()
+    except Exception as error:
+        again = f"scripts/hostile --kind {kind.name} --seed {seed} --round {number}"
+        what = f"{type(error).__name__}: {error}"
+        raise Broken(f"{kind.name}: {what}\n  {again}\n  {_shown(given)}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return accepted
+
+
+def _shown(given: object) -> str:
+    serialize = getattr(given, "SerializeToString", None)
+    data = serialize() if serialize is not None else given
+    text = data.hex() if isinstance(data, bytes) else repr(data)
+    return text if len(text) <= SHOWN_BYTES_MAX else f"{text[:SHOWN_BYTES_MAX]}… ({len(text)})"
+
+
+def _memory_folder() -> str | None:
+    """Files of inputs lie in memory where the system has a place for that."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _status_bytes(name: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as lines:
+        found = next(line for line in lines if line.startswith(name))
+    return int(found.split()[1]) * 1_024
+
+
+def _peak_bytes() -> int:
+    return _status_bytes("VmHWM:")
+
+
+def _reset_peak_bytes() -> int:
+    """Begin to count the peak anew, from what is used now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status_bytes("VmRSS:")

@@ -1,0 +1,65 @@
+"""A taste of what scripts/hostile does at length: every kind of input, a few thousand of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.hostile import running
+from tests.hostile.kinds import KINDS
+from tests.hostile.papers import One
+from tests.hostile.running import Broken, Kind, Target, run_kind
+
+SEED = 20
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_hostile_input_is_taken_or_refused_and_no_more(name: str) -> None:
+    kind = KINDS[name]
+
+    tally = run_kind(kind, inputs=kind.ci_inputs, seed=SEED)
+
+    assert tally.inputs == kind.ci_inputs
+    assert tally.accepted > 0, "nothing got past the first check"
+    assert tally.refused > 0, "nothing was bent enough to be refused"
+
+
+def kind_of(take: object, inputs: Iterator[object]) -> Kind:
+    def begin(rng: Random, folder: Path) -> Target:
+        return One(take, lambda rng: next(inputs), (ValueError,))  # type: ignore[arg-type]
+
+    return Kind("own", begin)
+
+
+def test_an_error_that_is_not_documented_is_a_failure_that_can_be_shown_again() -> None:
+    given: Iterator[object] = iter([b"5", b"x", b"7", b"\x00\x01"])
+
+    def take(data: bytes) -> int:
+        return {5: 1, 7: 2}[int(data.decode())]
+
+    with pytest.raises(Broken, match=r"KeyError: 6\n.*--kind own --seed 3 --round 0\n  36"):
+        run_kind(kind_of(take, iter([b"5", b"x", b"6"])), inputs=3, seed=3)
+    assert run_kind(kind_of(take, given), inputs=4, seed=3).refused == 2
+
+
+@pytest.mark.parametrize("spite", ["compile('1', 'x', 'eval')", "__import__('os').system('true')"])
+def test_input_that_runs_as_code_is_a_failure(spite: str) -> None:
+    given: Iterator[object] = iter(["1"] * 30 + [spite])
+
+    with pytest.raises(Broken, match="it ran code"):
+        run_kind(kind_of(lambda text: eval(text), given), inputs=31, seed=0)  # noqa: S307
+
+
+def test_memory_that_grows_with_the_input_is_a_failure() -> None:
+    kept: list[bytes] = []
+    part_bytes = running.RSS_GROWTH_BYTES_MAX // 2_000
+
+    with pytest.raises(Broken, match="grew to"):
+        run_kind(
+            kind_of(lambda count: kept.append(b"x" * int(str(count))), iter([part_bytes] * 8_000)),
+            inputs=8_000,
+            seed=0,
+        )
