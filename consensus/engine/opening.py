@@ -164,7 +164,9 @@ def _chain(found: list[Found]) -> list[Found]:
         if not below:
             break
         if below[-1].sequence != follows:
-            raise Damaged(f"journal segment {segment_name(follows)} is missing")
+            # Dropped ones need not vanish in order when the power goes. What was dropped the ledger
+            # holds durably; the owner refuses a journal that begins after what its ledger holds.
+            break
         chain.insert(0, below.pop())
     return chain
 
