@@ -279,10 +279,9 @@ class Core:
         """Who is to be dialled: members, and those removed so lately that they may not know it.
 
         Voters that only the journal names yet are among them: after a power loss the ledger may
-        lie before their joining, and what follows can be known to be committed from them alone.
+        lie before their joining, or be empty, and only from them can it be known what follows.
         """
-        members = self.ledger.members()
-        return {**self.ledger.farewells(), **self.engine.voters, **members} if members else {}
+        return {**self.ledger.farewells(), **self.engine.voters, **self.ledger.members()}
 
     def turn(self) -> None:
         """Do what is due: exchange with peers, or else apply what has become ready.

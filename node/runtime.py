@@ -314,7 +314,10 @@ class _Node:
             await asyncio.sleep(FOLLOW_MS / 1_000)
 
     def _follow_members_once(self) -> None:
-        self.link.set_peers(self.replica.core.peers() or self._identity.members)
+        core = self.replica.core
+        # What was told at joining is good until the ledger knows better.
+        told = {} if core.ledger.members() else self._identity.members
+        self.link.set_peers({**told, **core.peers()})
 
     async def _settle(self) -> None:
         """Give what workers said last the time to reach the log."""

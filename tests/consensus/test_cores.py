@@ -122,24 +122,25 @@ def test_everything_acknowledged_is_there_after_all_die_at_once(tmp_path: Path, 
     assert holds_all(cluster, 10)
 
 
+@pytest.mark.parametrize("known", [["n1"], []], ids=["founded", "empty"])
 def test_a_node_whose_ledger_fell_back_by_a_power_loss_dials_the_voters_of_its_journal(
-    tmp_path: Path,
+    tmp_path: Path, known: list[str]
 ) -> None:
     cluster = Cluster(tmp_path)
     cluster.start("n1")
-    cluster.world.run(lambda: cluster.cores["n1"].ledger.mesh_id == "m")
+    cluster.world.run(lambda: cluster.cores["n1"].ledger.mesh_id == "m" or not known)
     ledger = cluster.cores["n1"].ledger_path.parent
-    early = shutil.copytree(ledger, tmp_path / "early", ignore=shutil.ignore_patterns("*-shm"))
+    shutil.copytree(ledger, tmp_path / "early", ignore=shutil.ignore_patterns("*-shm"))
     join(cluster, "n2")
     join(cluster, "n3")
     for name in ("n1", "n2", "n3"):
         cluster.kill(name)
     shutil.rmtree(ledger)
-    shutil.copytree(early, ledger)
+    shutil.copytree(tmp_path / "early", ledger)
 
     core = cluster.start("n1")
 
-    assert sorted(core.ledger.members()) == ["n1"]
+    assert sorted(core.ledger.members()) == known
     assert core.peers() == {"n1": "n1", "n2": "n2", "n3": "n3"}
 
 
