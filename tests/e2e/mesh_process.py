@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,10 @@ def wait_for(
     """
     pause = threading.Event()
     last: BaseException | None = None
-    for _ in range(int(within_s / POLL_S) + 1):
+    until_s = time.monotonic() + within_s
+    is_last = False
+    while not is_last:
+        is_last = time.monotonic() >= until_s
         try:
             found = condition()
         except (MeshError, grpc.RpcError) as error:
