@@ -16,7 +16,7 @@ from consensus.errors import ConsensusError, Damaged
 from consensus.ledger import Applied
 from tests.sim.disk import Crashed, SimDisk
 from tests.sim.network import End, Network
-from tests.sim.storage import WalState, settle_ledger
+from tests.sim.storage import LedgerFiles
 from tests.sim.world import Act, World
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ class SimNode:
         self.node_id, self.root = node_id, root
         self.chance = random.Random(f"{world.seed} {node_id} disk")
         self.disk = SimDisk(root, self.chance)
+        self._ledger_files = LedgerFiles(root, self.chance)
         self.clock = SimClock(world)
         self.limits = Limits(50, 10, 8_192)
         self.joined_voters: dict[str, str] = {}
@@ -217,12 +218,12 @@ class SimNode:
         if self.state != "up":
             return
         self.world.note("power" if power else "kill", self.node_id)
-        self._end_process(silently=power, chance=self.chance if power else None)
+        self._end_process(silently=power)
         self.state = "down"
         if power:
             self.disk.lose_power()
 
-    def _end_process(self, *, silently: bool, chance: random.Random | None = None) -> None:
+    def _end_process(self, *, silently: bool) -> None:
         process = self.process
         assert process is not None
         process.is_alive = False
@@ -231,8 +232,7 @@ class SimNode:
         self.network.remove(self.node_id, silently=silently)
         core, self.process = process.core, None
         ledger, reader = getattr(core, "ledger", None), getattr(core, "_reader", None)
-        paths = sorted(self.root.glob("ledger-*/ledger.db"))
-        states = [(path, WalState(path)) for path in paths]
+        states = self._ledger_files.states()
         # The reader goes last: the last connection would copy the log into the ledger if it could.
         if ledger is not None:
             if reader is not None:
@@ -240,8 +240,7 @@ class SimNode:
             ledger.close()
         if reader is not None:
             reader.close()
-        for path, state in states:
-            settle_ledger(path, state, chance=chance)
+        self._ledger_files.settle(states, loses_power=silently)
         self.checks.ended_process(process)
 
     def quicken_disk(self) -> None:
