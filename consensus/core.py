@@ -7,32 +7,31 @@ the very same code.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import random
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-from quorumesh.v1.ledger_pb2 import Bootstrap, Command, Entry, MembershipChange, Proposal
+from quorumesh.v1.ledger_pb2 import Command, Entry, MembershipChange, Proposal
 from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.autopilot import Autopilot
 from consensus.clock import CountedClock
 from consensus.compaction import Compaction, checkpoint_at_once
+from consensus.config import Observer, Ports, ReplicaConfig
 from consensus.directory import LedgerDirectory
 from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
-from consensus.engine.disk import Disk
 from consensus.errors import ConsensusError, Damaged, Removed, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
-from consensus.ledger import APPLY_VERSION, Applied, Ledger, Reader
+from consensus.ledger import APPLY_VERSION, Ledger, Reader
 from consensus.membership import Membership
-from consensus.ports import Background, Clock, Link
 from consensus.proposals import Done, Proposals
 from consensus.retiring import let_go
+from consensus.room import Room
 from consensus.scrub import Scrubbing, refuse_marked, write_mark
 from consensus.snapshots import Snapshots
+from consensus.storage import Storage, open_journal
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
@@ -40,47 +39,6 @@ ENTRIES_UNSYNCED_MAX = 2  # more wait, so that entries grow under load instead o
 REGULAR, NO_OP, MEMBERSHIP = 0, 1, 2
 
 log = logging.getLogger("consensus.core")
-
-
-class Observer(Protocol):
-    """Who wants to know what was applied here. Called on the loop, in log order."""
-
-    def entry_applied(self, applied: Applied) -> None: ...
-
-    def ledger_replaced(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaConfig:
-    """What a replica is made of. `founding` only for the first node of a new mesh.
-
-    `joined_voters` are the voters that a joining node was told of (node id to address); they hold
-    until its ledger knows better.
-    """
-
-    node_id: str
-    address: str
-    root: Path
-    founding: Bootstrap | None = None
-    joined_voters: dict[str, str] = field(default_factory=dict)
-    compact_entries: int = 20_000
-    compact_wal_bytes: int = 32 << 20
-    keep_entries: int = 4_000
-    voters_max: int = 5
-    segment_bytes_max: int = 8 << 20
-    scrub_ms: int = 600_000  # between two comparisons of whole ledgers; 0: never
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The world, as it is handed in."""
-
-    link: Link
-    clock: Clock
-    background: Background
-    rng: random.Random
-    incarnation: int
-    disk: Disk = field(default_factory=Disk)
 
 
 class Core:
@@ -104,13 +62,9 @@ class Core:
             ledger_path=lambda: self._path,
             replace=self._replace_ledger,
         )
-        self.journal = Journal(
-            self._directory.journal,
-            background=ports.background,
-            segment_bytes_max=config.segment_bytes_max,
-            disk=ports.disk,
-        )
-        self._reconcile_journal()
+        room = Room(config.root, ports.disk, clock=ports.clock, background=ports.background)
+        self._storage = Storage(room)
+        self.journal = self._open_journal()
         self.engine = self._make_engine()
         self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
         self.membership = Membership(self, ports.link)
@@ -130,30 +84,19 @@ class Core:
         # When it surely still led, with a majority that heard it; at first: its start.
         self._led_ms = ports.clock.monotonic_ms()
         self._apply_due = False
-        self.trouble = ""
+        self._handed_count = 0
         self.is_removed = False
         self._notice_removal()
         ports.link.bind(self)
 
-    def _reconcile_journal(self) -> None:
-        """Finish an install that a crash cut short, and refuse a ledger older than its journal."""
-        applied, term = self.ledger.applied_index, self.ledger.applied_term
-        if applied < self.journal.base_index:
-            raise Damaged(
-                f"the ledger ends at {applied}, but the journal begins after "
-                f"{self.journal.base_index}: the ledger has lost entries"
-            )
-        if self.journal.term_at(applied) == term:
-            return
-        if applied != self._directory.installed_index(self._path):
-            # Only an install may leave the ledger ahead: entries are applied once they are durable
-            # here. What else was acknowledged and is gone nobody knows, nor may anybody guess.
-            raise Damaged(
-                f"the ledger has applied {applied}, which the journal does not hold (it ends at "
-                f"{self.journal.last_index}): it has lost entries; this node must come back as a "
-                "new one"
-            )
-        self.journal.reset(applied, term, keep_suffix=False)
+    def _open_journal(self) -> Journal:
+        return open_journal(
+            self._directory,
+            self.ledger,
+            background=self._ports.background,
+            segment_bytes_max=self.config.segment_bytes_max,
+            installed_index=self._directory.installed_index(self._path),
+        )
 
     def _make_engine(self) -> Engine:
         config = self.config
@@ -173,6 +116,27 @@ class Core:
             rng=self._ports.rng,
             on_need_tick=self._on_wake,
         )
+
+    def _reopen_storage(self) -> None:
+        """Open journal and vote anew, as at a start, with all that is meant by that."""
+        connected = self.engine.connected
+        self.engine.close()
+        with contextlib.suppress(OSError, StorageFailed):
+            self.journal.close()
+        self.snapshots.abort()
+        try:
+            self.journal = self._open_journal()
+            self.engine = self._make_engine()
+        except OSError as error:
+            self._storage.engine_failed(error)
+            return
+        self.forwarding = Forwarding(self.engine, self._ports.link, self.proposals)
+        self._seen_leader = ("", 0)
+        for peer in sorted(connected):
+            self.engine.link_up(peer)
+        if self.engine.failed is None:
+            self._storage.engine_reopened()
+            log.warning("the storage takes writes again: journal and vote were opened anew")
 
     # What the engine needs of its machine.
 
@@ -255,11 +219,14 @@ class Core:
     def propose(self, commands: Sequence[Command], *, deadline_ms: int, done: Done) -> None:
         """Bring commands into the log and call `done` once this node's ledger has applied them all.
 
-        The deadline is on the monotonic clock. Raises Unavailable when too many wait already.
+        The deadline is on the monotonic clock. Raises Unavailable when too many wait already, and
+        DiskFull when this node could not apply them.
         """
         if self.is_removed:
             raise Removed
         self.refuse_diverged()
+        if self._storage.trouble:
+            raise self._storage.refusal()
         if not self.proposals.has_room(len(commands)):
             raise Unavailable("too many commands wait for the log; try again", retry_ms=200)
         self.proposals.add(commands, deadline_ms=deadline_ms, done=done)
@@ -302,11 +269,9 @@ class Core:
             return
         self.counted.now_ms()
         self.engine.exchange()
+        self._look_after_storage()
         self._follow_leader()
-        if self.engine.failed is not None:
-            self.trouble = f"storage failed: {self.engine.failed}"
-        elif self.snapshots.damage:
-            self.trouble = self.snapshots.damage
+        if self.trouble:
             self._hand_over()
         elif self.engine.role == "leader":
             self._led_ms = max(self._led_ms, now_ms - self._fallback_ms)
@@ -317,20 +282,34 @@ class Core:
         self.autopilot.turn()
         self.compaction.turn()
         self._take_out_if_wrong(self.scrubbing.turn())
-        if self.engine.has_committed():
+        if self.engine.has_committed() and self._storage.may_apply():
             self._apply_due = True
             self._on_wake()
+
+    def _look_after_storage(self) -> None:
+        """What was never sent is refused at once; a disk that was full may have room again."""
+        failed = self.engine.failed
+        if failed is None:
+            return
+        if self._storage.engine_failed(failed):
+            log.error("stepped down: %s", self.trouble)
+            self.proposals.refuse_unsent(self._storage.refusal())
+        # A sync that is under way ends first: it holds the old file open.
+        if not self.journal.is_syncing and self._storage.may_reopen(self.journal.unproven_bytes):
+            self._reopen_storage()
 
     def _apply_committed(self) -> bool:
         try:
             self.engine.apply_committed()
         except sqlite3.OperationalError as error:
             # Not known to be the same on every node (disk full, I/O): the entry was rolled back and
-            # is applied again at the next tick.
-            self.trouble = f"the ledger cannot be written: {error}"
-            self._hand_over()
+            # is applied again once a small write was seen to work.
+            if self._storage.ledger_failed(error):
+                log.error("cannot apply: %s", self.trouble)
+                self.proposals.refuse_unsent(self._storage.refusal())
             return False
-        self.trouble = self.snapshots.damage
+        if self._storage.ledger_written():
+            log.warning("the ledger can be written again")
         return True
 
     def _take_out_if_wrong(self, why: str) -> None:
@@ -355,7 +334,11 @@ class Core:
     def _hand_over(self) -> None:
         """A leader that cannot apply sees no timer that is due: let another voter lead."""
         if self.engine.role == "leader":
-            any(self.engine.transfer(voter) for voter in sorted(self.engine.voters))
+            # Each in turn, or one that cannot take over either would be asked for ever.
+            voters = sorted(self.engine.voters)
+            self._handed_count += 1
+            first = self._handed_count % len(voters)
+            any(self.engine.transfer(voter) for voter in voters[first:] + voters[:first])
 
     def _follow_leader(self) -> None:
         seen = (self.engine.leader_id, self.engine.term)
@@ -462,7 +445,13 @@ class Core:
             journal_bytes=self.journal.bytes_on_disk,
             ledger_bytes=self._path.stat().st_size,
             trouble=str(Removed()) if self.is_removed else self.trouble,
+            is_disk_full=self._storage.is_full,
         )
+
+    @property
+    def trouble(self) -> str:
+        """Why this node can write nothing, and what helps; empty when it can."""
+        return self._storage.trouble or self.snapshots.damage
 
     @property
     def reader(self) -> Reader:

@@ -2,7 +2,8 @@
 
 ConsensusError
 ├── Unavailable        nothing was written; waiting helps (no leader, no quorum, overloaded)
-│   └── Removed        this node is no part of the mesh any more: ask another one
+│   ├── Removed        this node is no part of the mesh any more: ask another one
+│   └── DiskFull       nothing was written: this node's disk has no room; making some helps
 ├── ChangeRefused      a voter is not added or removed, and why
 ├── OutcomeUnknown     it may or may not have been written; send the same command again
 ├── StorageFailed      the disk refused; the node has stepped down
@@ -53,6 +54,13 @@ class ChangeRefused(ConsensusError):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.value)
         self.refusal = refusal
+
+
+class DiskFull(Unavailable):
+    """Nothing was written, for want of room on this node's disk. It comes back by itself."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, retry_ms=1_000)
 
 
 class OutcomeUnknown(ConsensusError):

@@ -175,6 +175,14 @@ class Proposals:
         for batch in batches:
             batch.done(OutcomeUnknown(str(error)) if batch.was_sent else error)
 
+    def refuse_unsent(self, error: ConsensusError) -> None:
+        """This node can write nothing now: what it never sent is surely not written, and is told so."""
+        unsent = [one for _, _, one in sorted(self._batches) if not (one.is_over or one.was_sent)]
+        for batch in unsent:
+            self._drop(batch)
+        for batch in unsent:
+            batch.done(error)
+
     def _drop(self, batch: Batch) -> None:
         batch.is_over = True
         self._open_count -= 1

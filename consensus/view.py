@@ -28,3 +28,4 @@ class ReplicaView:
     journal_bytes: int
     ledger_bytes: int
     trouble: str
+    is_disk_full: bool = False

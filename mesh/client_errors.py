@@ -76,6 +76,9 @@ def error_of(error: grpc.aio.AioRpcError) -> MeshError:
     """Turn a failed call into one of ours: the reason and the waiting time that it carries."""
     reason, message, retry_ms = _details(error)
     text = message or error.details() or error.code().name
+    if reason == "DISK_FULL":
+        # It is this one node's disk: another node can write.
+        return Unreachable(text, retry_ms=retry_ms)
     match error.code():
         case grpc.StatusCode.UNAVAILABLE:
             return Unreachable(text, retry_ms=retry_ms)

@@ -73,8 +73,7 @@ class Notices:
         self._trouble = view.trouble
         if not view.trouble:
             return [Notice("the storage works again")]
-        text = f"{view.trouble}; reads go on. Make room or mend the disk, then start this node anew"
-        return [Notice(text, is_bad=True)]
+        return [Notice(view.trouble, is_bad=True)]
 
 
 def voters_text(count: int) -> str:

@@ -272,6 +272,11 @@ class Engine:
         return dict(self._seat.voters)
 
     @property
+    def connected(self) -> frozenset[str]:
+        """The peers whose link is up."""
+        return frozenset(self._seat.connected)
+
+    @property
     def leader_heard_ms(self) -> int:
         """Monotonic time at which a leader was last heard; now, when this node leads."""
         if self._seat.raft.is_leader:

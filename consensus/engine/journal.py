@@ -173,6 +173,16 @@ class Journal:
     def bytes_on_disk(self) -> int:
         return sum(segment.bytes_used for segment in self._segments)
 
+    @property
+    def unproven_bytes(self) -> int:
+        """About how much the next opening would write anew."""
+        proven = self._proven
+        return sum(s.bytes_used for s in self._segments if (s.sequence, s.bytes_used) > proven)
+
+    @property
+    def is_syncing(self) -> bool:
+        return self._syncing is not None
+
     def term_at(self, index: int) -> int | None:
         """Term of the entry at this index, the base included; None when it is not held."""
         offset = index - self.base_index
@@ -219,13 +229,21 @@ class Journal:
                 keep = at + 1
         if keep == 0:
             return
+        keep = self._remove(keep)
         base = self._segments[keep].base_index
-        for segment in self._segments[:keep]:
-            self._disk.remove(self._folder / segment_name(segment.sequence))
         del self._segments[:keep]
         _, base_index, base_term = self.rows[base - self.base_index]
         del self.rows[: base - self.base_index]
         self.rows[0] = (NO_OP_COMMAND, base_index, base_term)
+
+    def _remove(self, count: int) -> int:
+        """Remove the first segments' files, lowest first, or the rest would look lost; how many went."""
+        for at in range(count):
+            try:
+                self._disk.remove(self._folder / segment_name(self._segments[at].sequence))
+            except OSError:
+                return at
+        return count
 
     def reset(self, base_index: int, base_term: int, *, keep_suffix: bool) -> None:
         """Begin anew after this entry, durably, keeping what follows it if asked. Blocks.
@@ -233,7 +251,7 @@ class Journal:
         Raises OSError, and is failed then: whether it began anew shows at the next opening.
         """
         if self.failed is not None:
-            raise StorageFailed(f"the journal failed before: {self.failed}")
+            raise StorageFailed(f"the journal failed before: {self.failed}") from self.failed
         assert not keep_suffix or self.term_at(base_index) == base_term
         suffix = self.rows[base_index - self.base_index + 1 :] if keep_suffix else []
         old = self._segments
@@ -338,7 +356,7 @@ class Journal:
 
     def _put(self, kind: Kind, body: bytes) -> None:
         if self.failed is not None:
-            raise StorageFailed(f"the journal failed before: {self.failed}")
+            raise StorageFailed(f"the journal failed before: {self.failed}") from self.failed
         self._add(encode(kind, body))
 
     def _add(self, record: bytes) -> None:

@@ -99,8 +99,12 @@ def read_journal(folder: Path, disk: Disk) -> Opened:
             )
         if follower is not None and follower.follows and one.intact_bytes > ends_at:
             raise Damaged(f"journal segment {one.name} goes on behind {ends_at}, where it ended")
-        if one.head is not None:
-            _replay(one, one.head, opened)
+        if one.head is not None and not _replay(one, one.head, opened):
+            if is_torn or follower is None:
+                raise Damaged(f"journal segment {one.name} withdraws entries before its base")
+            # Segments went one by one, and the last drop was cut short: it begins behind this one.
+            opened.segments.clear()
+            continue
         if is_torn:
             opened.is_whole = False
             opened.torn_bytes = sum(rest.bytes_total for rest in chain[at:]) - one.intact_bytes
@@ -171,7 +175,8 @@ def _chain(found: list[Found]) -> list[Found]:
     return chain
 
 
-def _replay(one: Found, head: Head, opened: Opened) -> None:
+def _replay(one: Found, head: Head, opened: Opened) -> bool:
+    """Take over one segment's entries. False: they go on from some that were dropped."""
     if not opened.segments:
         opened.rows = [(NO_OP_COMMAND, head.base_index, head.base_term)]
     rows = opened.rows
@@ -190,7 +195,7 @@ def _replay(one: Found, head: Head, opened: Opened) -> None:
         elif record.kind is Kind.CUT:
             (index,) = CUT_BODY.unpack(record.body)
             if index <= rows[0][1]:
-                raise Damaged(f"the journal withdraws entry {index}, before its base")
+                return False
             del rows[index - rows[0][1] :]
             segment.cut_index = min(segment.cut_index, index)
         elif record.kind is Kind.SEGMENT:
@@ -199,6 +204,7 @@ def _replay(one: Found, head: Head, opened: Opened) -> None:
             opened.proven_index = rows[-1][1]
     opened.proven_index = max(opened.proven_index, rows[0][1])
     opened.segments.append(segment)
+    return True
 
 
 def _check_end(opened: Opened, found: list[Found]) -> None:

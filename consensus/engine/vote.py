@@ -45,7 +45,7 @@ class VoteRecord:
         """
         assert term >= self.term, f"the term would go back from {self.term} to {term}"
         if self.failed is not None:
-            raise StorageFailed(f"the vote record failed before: {self.failed}")
+            raise StorageFailed(f"the vote record failed before: {self.failed}") from self.failed
         if (term, voted_for) == (self.term, self.voted_for):
             return
         assert term > self.term or self.voted_for is None, "a vote in this term was already given"

@@ -16,7 +16,14 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from quorumesh.v1.values_pb2 import Reason
 
-from consensus.errors import ConsensusError, Damaged, OutcomeUnknown, StorageFailed, Unavailable
+from consensus.errors import (
+    ConsensusError,
+    Damaged,
+    DiskFull,
+    OutcomeUnknown,
+    StorageFailed,
+    Unavailable,
+)
 
 DOMAIN = "quorumesh"
 MESSAGE_CHARS_MAX = 2_048
@@ -57,6 +64,7 @@ KINDS: dict[str, Kind] = {
     # Failures of the world: they are no Reason, for the ledger never saw the command.
     "UNAVAILABLE": Kind(_Code.UNAVAILABLE, 503, EXIT_UNAVAILABLE, retry_ms=500),
     "OUTCOME_UNKNOWN": Kind(_Code.UNAVAILABLE, 503, EXIT_UNAVAILABLE, retry_ms=200),
+    "DISK_FULL": Kind(_Code.RESOURCE_EXHAUSTED, 507, EXIT_UNAVAILABLE, retry_ms=1_000),
     "STORAGE_FAILED": Kind(_Code.UNAVAILABLE, 503, EXIT_UNAVAILABLE, retry_ms=5_000),
     "DAMAGED": Kind(_Code.DATA_LOSS, 500, EXIT_DAMAGED),
     "DEADLINE_EXCEEDED": Kind(_Code.DEADLINE_EXCEEDED, 504, EXIT_DEADLINE),
@@ -86,6 +94,8 @@ def kind_of(error: Failure) -> tuple[str, Kind, int | None]:
     match error:
         case Refusal():
             name = error.reason
+        case DiskFull():
+            name = "DISK_FULL"
         case Unavailable():
             return "UNAVAILABLE", KINDS["UNAVAILABLE"], error.retry_ms
         case OutcomeUnknown():

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 from quorumesh.v1.ledger_pb2 import Command, Outcome
 
-from consensus.errors import OutcomeUnknown, Unavailable
+from consensus.errors import DiskFull, OutcomeUnknown, Unavailable
 from consensus.ledger import Reader
 from consensus.view import HEARD_MS_MAX, ReplicaView
 from node.api.errors import refusal_of
@@ -94,11 +94,11 @@ class Proposer:
         """Wait until a read may be answered from this node's ledger."""
         timeout_ms = time_left_ms(context)
         if linearizable:
-            self._check_majority()
             try:
+                self._check_majority()
                 await self._replica.barrier(timeout_ms=timeout_ms)
-            except OutcomeUnknown as error:
-                # A barrier writes nothing that anybody could see twice.
+            except (OutcomeUnknown, DiskFull) as error:
+                # A barrier writes nothing that anybody could see twice, nor needs room elsewhere.
                 raise Unavailable(f"the read could not be confirmed: {error}") from error
         if at_least_revision:
             await self._replica.wait_revision(at_least_revision, timeout_ms=timeout_ms)
@@ -121,5 +121,7 @@ class Proposer:
 
     def _check_majority(self) -> None:
         why = self.minority()
+        if why and self._replica.view().is_disk_full:
+            raise DiskFull(why)
         if why:
             raise Unavailable(why, retry_ms=MINORITY_RETRY_MS)

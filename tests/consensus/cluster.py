@@ -17,6 +17,7 @@ from quorumesh.v1.ledger_pb2 import Bootstrap, Command, Outcome
 from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.core import TICK_MS, Core, Ports, ReplicaConfig
+from consensus.engine.disk import Disk
 from consensus.errors import ConsensusError
 from consensus.ledger import invariants
 from consensus.ports import LinkHandler
@@ -168,6 +169,7 @@ class Cluster:
         self.world = World(seed)
         self.wires = Wires(self.world)
         self.cores: dict[str, Core] = {}
+        self.disks: dict[str, Disk] = {}  # the real one for whoever has no other
         self._backgrounds: dict[str, LateBackground] = {}
         self._incarnations = itertools.count(1)
 
@@ -185,7 +187,14 @@ class Cluster:
                 joined_voters=joined_voters or {},
                 **self.config,  # type: ignore[arg-type]
             ),
-            Ports(end, self.world, background, self.world.rng, next(self._incarnations)),
+            Ports(
+                end,
+                self.world,
+                background,
+                self.world.rng,
+                next(self._incarnations),
+                self.disks.setdefault(node_id, Disk()),
+            ),
             on_wake=lambda: self._wake(node_id, woken),
         )
         self.cores[node_id] = core

@@ -17,7 +17,7 @@ from consensus.errors import Damaged
 from consensus.snapshots import SnapshotFile, copy_ledger
 from tests.consensus.cluster import Cluster
 from tests.consensus.test_compaction import AtOnce
-from tests.consensus.test_cores import accepted, holds_all, join, submit, three
+from tests.consensus.test_cores import accepted, holds_all, submit, three
 
 TINY = {"compact_entries": 20, "keep_entries": 5, "segment_bytes_max": 4_096}
 
@@ -162,34 +162,3 @@ def test_a_leader_whose_ledger_cannot_be_written_lets_another_lead(tmp_path: Pat
     full.ledger.connection.execute("PRAGMA max_page_count=1000000").fetchone()
     cluster.world.run(cluster.agree)
     assert full.trouble == "" and holds_all(cluster, number + 1)
-
-
-class FullDisk:
-    """Stands in for a background whose disk refuses every sync."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.world = cluster.world
-
-    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        self.world.after(100, lambda: done(OSError(28, "No space left on device")))
-
-
-def test_a_leader_whose_journal_cannot_be_synced_steps_down_and_still_reads(
-    tmp_path: Path,
-) -> None:
-    cluster = three(tmp_path)
-    full = cluster.wait_leader()
-    full.journal._background = FullDisk(cluster)
-    other = next(n for n in sorted(cluster.cores) if n != full.config.node_id)
-
-    result = cluster.propose(full.config.node_id, submit(1), ms=2_000)
-    accepted(cluster.propose(other, submit(2)))
-
-    assert isinstance(result, Exception)
-    assert full.engine.role != "leader" and "storage failed" in full.trouble
-    assert not full.view().writable
-    assert full.reader.counts().task_count == 0
-    before = full.engine.last_index
-    cluster.world.run_for(1_000)
-    assert full.engine.last_index == before
-    join(cluster, "n4")

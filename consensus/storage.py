@@ -1,0 +1,128 @@
+"""What the disk has refused, what helps, and how journal and vote are opened.
+
+A full disk passes: once there is room and a small file could be written and synced, the owner opens
+its storage anew. Any other failure of journal or vote stays until the node is started anew. It
+mends nothing itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from consensus.directory import LedgerDirectory
+from consensus.engine import Journal
+from consensus.errors import Damaged, DiskFull, StorageFailed, Unavailable
+from consensus.ledger import Ledger
+from consensus.ports import Background
+from consensus.room import Room, is_full
+
+MENDED_RETRY_MS = 5_000
+
+
+class Storage:
+    """The state of one node's storage, as its owner notes it. Says once when it changes."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._engine_error: BaseException | None = None
+        self._ledger_error: BaseException | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Writes are refused for want of room, and come back by themselves."""
+        if self._engine_error is not None:
+            return is_full(self._engine_error)
+        return self._ledger_error is not None and (
+            is_full(self._ledger_error) or self._room.is_full
+        )
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong and what helps, in a sentence; empty when all is well."""
+        error = self._engine_error or self._ledger_error
+        if error is None:
+            return ""
+        if self.is_full:
+            return f"the disk is full: {error}; reads go on, and writes once there is room"
+        if self._engine_error is not None:
+            return f"storage failed: {error}; reads go on: mend the disk and start this node anew"
+        return f"the ledger cannot be written: {error}; reads go on, and writes once it can"
+
+    def refusal(self) -> Unavailable:
+        """What a caller who wants to write is told. Nothing of it was written."""
+        return (
+            DiskFull(self.trouble)
+            if self.is_full
+            else Unavailable(self.trouble, retry_ms=MENDED_RETRY_MS)
+        )
+
+    def engine_failed(self, error: BaseException) -> bool:
+        """Journal or vote refused. True: that is news."""
+        if self._engine_error is error:
+            return False
+        self._engine_error = error
+        self._room.lost()
+        return True
+
+    def engine_reopened(self) -> None:
+        self._engine_error = None
+
+    def ledger_failed(self, error: BaseException) -> bool:
+        """An entry could not be applied; it was rolled back. True: that is news."""
+        is_news = self._ledger_error is None
+        self._ledger_error = error
+        self._room.lost()
+        return is_news
+
+    def ledger_written(self) -> bool:
+        """An entry was applied. True: that is news."""
+        is_news = self._ledger_error is not None
+        self._ledger_error = None
+        return is_news
+
+    def may_reopen(self, bytes_needed: int) -> bool:
+        """Whether journal and vote may be opened anew: only a disk that was full comes back."""
+        return is_full(self._engine_error) and self._room.is_back(bytes_needed)
+
+    def may_apply(self) -> bool:
+        """Whether an entry may be applied now; after a failure only once a write was seen to work."""
+        return self._ledger_error is None or self._room.is_back(0)
+
+
+def open_journal(
+    directory: LedgerDirectory,
+    ledger: Ledger,
+    *,
+    background: Background,
+    segment_bytes_max: int,
+    installed_index: int,
+) -> Journal:
+    """The journal beside this ledger, of which `installed_index` was copied from a peer.
+
+    Finishes an install that a crash cut short. Raises Damaged when one of the two has lost entries;
+    when the disk refuses, the journal can be read, and its `failed` says why it takes nothing.
+    """
+    journal = Journal(
+        directory.journal,
+        background=background,
+        segment_bytes_max=segment_bytes_max,
+        disk=directory.disk,
+    )
+    applied, term = ledger.applied_index, ledger.applied_term
+    if applied < journal.base_index:
+        raise Damaged(
+            f"the ledger ends at {applied}, but the journal begins after "
+            f"{journal.base_index}: the ledger has lost entries"
+        )
+    if journal.term_at(applied) == term:
+        return journal
+    if applied != installed_index:
+        # Only an install may leave the ledger ahead: entries are applied once they are durable
+        # here. What else was acknowledged and is gone nobody knows, nor may anybody guess.
+        raise Damaged(
+            f"the ledger has applied {applied}, which the journal does not hold (it ends at "
+            f"{journal.last_index}): it has lost entries; this node must come back as a new one"
+        )
+    with contextlib.suppress(OSError, StorageFailed):  # it has failed then, and says so
+        journal.reset(applied, term, keep_suffix=False)
+    return journal
