@@ -21,6 +21,23 @@ NODES_MAX = 7
 
 
 def main() -> int:
+    options = _options()
+    if options.place:
+        lab.enter(sys.argv[1:])
+        print("namespaces" if lab.is_inside() else f"loopback: {lab.why_not_inside()}")
+        return 0
+    if options.report:
+        print(summary(options.report))
+        return 0
+    if options.all:
+        kinds = options.kinds.split(",") if options.kinds else list(KINDS)
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        return run_all(kinds, seeds, seconds=options.seconds, out=options.out)
+    lab.enter(sys.argv[1:])
+    return _one(options)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
     parser.add_argument("--fault", choices=sorted(KINDS), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--seed", type=int, default=1)
@@ -35,20 +52,17 @@ def main() -> int:
     parser.add_argument("--kinds", default="", help="with --all: only these, with commas between")
     parser.add_argument("--seeds", default="1,2,3", help="with --all")
     parser.add_argument("--out", type=Path, default=Path("torture"), metavar="DIR")
+    parser.add_argument("--place", action="store_true", help="say where it would run")
     parser.add_argument("--report", type=Path, metavar="DIR", help="show what --all has written")
     options = parser.parse_args()
-    if options.report:
-        print(summary(options.report))
-        return 0
-    if options.all:
-        kinds = options.kinds.split(",") if options.kinds else list(KINDS)
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-        return run_all(kinds, seeds, seconds=options.seconds, out=options.out)
-    if not options.fault:
+    if not (options.fault or options.all or options.report or options.place):
         parser.error("give --fault KIND, --all or --report DIR")
     if not 3 <= options.nodes <= NODES_MAX:
         parser.error(f"--nodes: 3 to {NODES_MAX}")
-    lab.enter(sys.argv[1:])
+    return options
+
+
+def _one(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     order = Order(
         kind=KINDS[options.fault],

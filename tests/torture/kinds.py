@@ -17,7 +17,7 @@ from tests.torture.lab import Network, Pair, SmallDisk, number_of
 from tests.torture.load import Load
 
 LEASE_S = 3.0
-HELD_CLAIMS_MIN = 6
+HELD_CLAIMS_MIN = 36
 JUMP_HOURS = 1
 DRIFT_PPM = 200_000
 LOSS = 0.05
@@ -201,7 +201,7 @@ def hand_over(scene: Scene) -> Wound:
     def all_hold() -> bool:
         return sum(worker.holding_count for worker in workers) >= HELD_CLAIMS_MIN
 
-    wait_for(all_hold, "workers hold claims", within_s=10)
+    wait_for(all_hold, f"{HELD_CLAIMS_MIN} claims are held", within_s=30)
     for victim in victims:
         os.kill(victim.pid, signal.SIGSTOP)
 

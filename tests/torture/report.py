@@ -27,7 +27,8 @@ def show(report: Report) -> str:
         f" median {said['rate_median_per_s']}/s, least {said['rate_min_per_s']}/s",
         f"  {report.submitted_count} submits acknowledged, lost {report.lost}; double effects"
         f" {report.double_effects}; {report.hand_over_count} hand-overs,"
-        f" {report.stale_refused_count} stale completions refused",
+        f" {report.stale_refused_count} stale completions refused, {report.late_refused_count} of"
+        " them after three leases",
         f"  {report.linearizable} ({report.unknown_count} of unknown outcome)",
         f"  full digests equal {equal_s} after the last mending",
         f"  without an acknowledged write: median {said['write_gap_median_s']} s,"
@@ -76,7 +77,7 @@ def summary(out: Path) -> str:
 
 HEAD = (
     f"{'kind':<18}{'runs':>5}{'held':>5}{'faults':>7}{'ops/s':>7}{'least':>6}{'lost':>5}"
-    f"{'double':>7}{'handed':>7}{'equal s':>8}{'gap med':>8}{'gap max':>8}"
+    f"{'double':>7}{'forced':>7}{'equal s':>8}{'gap med':>8}{'gap max':>8}"
 )
 
 
@@ -90,7 +91,7 @@ def _sum(kind: str, runs: Sequence[Mapping[str, Any]], run_count: int) -> str:
         f"{kind:<18}{run_count:>5}{held:>5}{len(faults):>7}{statistics.median(rates):>7.0f}"
         f"{min(rates):>6.0f}{sum(one['lost'] for one in runs):>5}"
         f"{sum(one['double_effects'] for one in runs):>7}"
-        f"{sum(one['hand_over_count'] for one in runs):>7}"
+        f"{sum(one['late_refused_count'] for one in runs):>7}"
         f"{max(equal, default=0.0):>8.1f}{statistics.median(gaps):>8.2f}{max(gaps):>8.2f}"
     )
 

@@ -69,7 +69,7 @@ def wait_all_ended(node: NodeProcess) -> str:
 def read_ledgers(nodes: Sequence[NodeProcess], promises: Promises, effects: Effects) -> Ledgers:
     """Read the ledgers of stopped nodes."""
     lost: list[str] = []
-    undone: list[str] = []
+    not_done: list[str] = []
     wrong: list[str] = []
     double: list[str] = []
     broken: list[str] = []
@@ -82,16 +82,16 @@ def read_ledgers(nodes: Sequence[NodeProcess], promises: Promises, effects: Effe
             if info is None:
                 lost.append(f"{name} was acknowledged and is not there")
                 continue
-            undone += _undone(name, info, was_cancelled=task_id in promises.cancelled)
-            wrong += _wrong(name, info, task.output, effects)
+            not_done += undone(name, info, was_cancelled=task_id in promises.cancelled)
+            wrong += wrong_results(name, info, task.output, effects)
             events, _ = reader.story(task_id, after_revision=0, page_size=STORY_EVENTS_MAX)
-            double += _double(name, events)
+            double += double_effects(name, events)
     double += [
         f"{subtask}: {len(accepted)} completions were accepted"
         for subtask, accepted in effects.accepted.items()
         if len(accepted) > 1
     ]
-    return Ledgers(lost, undone, wrong, double, broken)
+    return Ledgers(lost, not_done, wrong, double, broken)
 
 
 def ledger_of(node: NodeProcess) -> Path:
@@ -105,7 +105,7 @@ def check(path: Path) -> tuple[bool, str, int]:
     return verdict.ok is True, str(verdict), verdict.operations
 
 
-def _undone(name: str, info: TaskInfo, *, was_cancelled: bool) -> list[str]:
+def undone(name: str, info: TaskInfo, *, was_cancelled: bool) -> list[str]:
     if was_cancelled:
         return [] if info.state == TASK_CANCELLED else [f"{name} was cancelled and is not"]
     if info.state == TASK_RUNNING:
@@ -115,7 +115,7 @@ def _undone(name: str, info: TaskInfo, *, was_cancelled: bool) -> list[str]:
     return []
 
 
-def _wrong(name: str, info: TaskInfo, output: bytes | None, effects: Effects) -> list[str]:
+def wrong_results(name: str, info: TaskInfo, output: bytes | None, effects: Effects) -> list[str]:
     accepted = effects.accepted.get(f"{name}/{SUBTASK}", set())
     if info.state != TASK_SUCCEEDED:
         is_lost = accepted and info.state != TASK_CANCELLED
@@ -128,7 +128,7 @@ def _wrong(name: str, info: TaskInfo, output: bytes | None, effects: Effects) ->
     return []
 
 
-def _double(name: str, events: Sequence[TaskEvent]) -> list[str]:
+def double_effects(name: str, events: Sequence[TaskEvent]) -> list[str]:
     done = [event.subtask for event in events if event.kind == TaskEvent.SUBTASK_SUCCEEDED]
     last = [event for event in events if event.kind in _LAST]
     found = [f"{name}/{one} succeeded {done.count(one)} times" for one in set(done)

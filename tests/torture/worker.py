@@ -31,8 +31,9 @@ from mesh.ids import id_text
 from tests.torture.clients import RECORDED_SKILL, digest_of, output_of
 from tests.torture.history import History, Operation, now_ns
 
-SLOTS = 8
+SLOTS = 24
 HOLD_S = (0.01, 0.15)
+LATE_S = 9.0  # three leases
 DROP_CHANCE = 0.02  # per grant: the stream is dropped with all that is held
 ABSENT_S = (0.1, 0.6)
 WELCOME_S = 10.0
@@ -49,12 +50,19 @@ class Effects:
 
     accepted: dict[str, set[tuple[int, str]]] = field(default_factory=dict)
     stale_refused_count: int = 0
+    late_refused_count: int = 0  # of those, held for three leases or more: a forced hand-over
     fences: dict[str, set[int]] = field(default_factory=dict)  # of all grants, by subtask
 
     @property
     def hand_over_count(self) -> int:
         """How often a claim went to another holder."""
         return sum(len(fences) - 1 for fences in self.fences.values())
+
+    def count(self, reason: Reason.ValueType, *, held_s: float) -> None:
+        """A completion was answered."""
+        is_stale = reason == Reason.STALE_FENCE
+        self.stale_refused_count += is_stale
+        self.late_refused_count += is_stale and held_s >= LATE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +190,12 @@ class RecordingWorker:
         """Hold a claim for a while and complete it, until there is an answer."""
         subtask = f"{id_text(grant.task_id)}/{grant.subtask}"
         process = self._history.new_process()
+        granted_ns = now_ns()
         given = {"session": self._session.hex()}
         value = {"fence": grant.fence}
-        self._note(process, "grant", subtask, given, ("ok", value, self._first_hello_ns, now_ns()))
+        self._note(
+            process, "grant", subtask, given, ("ok", value, self._first_hello_ns, granted_ns)
+        )
         self._effects.fences.setdefault(subtask, set()).add(grant.fence)
         if self._rng.random() < DROP_CHANCE:
             self._drop.set()
@@ -196,11 +207,16 @@ class RecordingWorker:
             self._holding_count -= 1
         data = output_of({"fence": grant.fence, "subtask": subtask})
         for _ in range(TRIES):
-            if await self._complete(process, subtask, grant, data):
+            reason = await self._complete(process, subtask, grant, data)
+            if reason is not None:
+                self._effects.count(reason, held_s=(now_ns() - granted_ns) / 1e9)
                 return
             process = self._history.new_process()
 
-    async def _complete(self, process: int, subtask: str, grant: Grant, data: bytes) -> bool:
+    async def _complete(
+        self, process: int, subtask: str, grant: Grant, data: bytes
+    ) -> Reason.ValueType | None:
+        """Send a completion and write down what came of it. None: no answer."""
         key = (grant.subtask_ref, grant.fence)
         answer: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
         self._answers[key] = answer
@@ -221,10 +237,9 @@ class RecordingWorker:
             else:
                 reason = Reason.Name(settled.reason)
                 told = ("refused", {"reason": reason}, call_ns, now_ns())
-                self._effects.stale_refused_count += reason == "STALE_FENCE"
-            return True
+            return settled.reason
         except (TimeoutError, ConnectionError):
-            return False
+            return None
         finally:
             self._answers.pop(key, None)
             self._note(process, "complete", subtask, args, told)

@@ -1,0 +1,93 @@
+"""Faults on five real nodes for half a minute each: every promise holds, and the run counts.
+
+More kinds and longer: `scripts/torture --all`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.mesh_process import ROOT
+from tests.torture.kinds import KINDS
+from tests.torture.report import run_all, summary
+from tests.torture.run import FAULTS_MIN, RATE_MIN_PER_S
+
+SECONDS = 30
+GAP_S_MAX = 5.0
+NEEDS_NETWORK, INSTEAD = "partition-leader", "kill-all"
+
+
+def run(*arguments: str, without_namespaces: bool = False) -> subprocess.CompletedProcess[str]:
+    command = ["env", "QUORUMESH_LAB=switched off"] if without_namespaces else []
+    return subprocess.run(
+        [*command, "scripts/torture", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@cache
+def has_namespaces() -> bool:
+    """Whether this host lets the harness have a network of its own, as the harness sees it."""
+    return run("--place").stdout.startswith("namespaces")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["kill-leader", "pause-leader", NEEDS_NETWORK, "power-loss-all"])
+def test_every_promise_holds_while_real_nodes_meet(kind: str, tmp_path: Path) -> None:
+    if kind == NEEDS_NETWORK and not has_namespaces():
+        kind = INSTEAD
+    history = tmp_path / "history.jsonl"
+
+    done = run(
+        *("--fault", kind, "--seed", "1", "--seconds", str(SECONDS)),
+        *("--history", str(history), "--json"),
+    )
+
+    assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-2_000:]
+    report: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+    assert report["kind"] == kind and report["violations"] == [] and report["uncounted"] == ""
+    assert report["lost"] == 0 and report["double_effects"] == 0
+    assert report["fault_count"] >= FAULTS_MIN
+    assert report["rate_min_per_s"] >= RATE_MIN_PER_S
+    assert report["digests_equal_s"] <= 10
+    assert report["linearizable"].startswith("linearizable")
+    assert report["operation_count"] == len(history.read_text().splitlines()) > 500
+    assert report["submitted_count"] > 100
+    if KINDS[kind].is_on_leader:
+        assert report["write_gap_max_s"] <= GAP_S_MAX
+
+
+def test_a_kind_that_needs_a_network_is_refused_without_one(tmp_path: Path) -> None:
+    done = run(
+        *("--fault", NEEDS_NETWORK, "--history", str(tmp_path / "history.jsonl")),
+        without_namespaces=True,
+    )
+
+    assert done.returncode == 2
+    assert "needs network namespaces: switched off" in done.stderr
+
+
+def test_a_summary_counts_every_run_and_hides_no_broken_one(tmp_path: Path) -> None:
+    fault = {"write_gap_s": 0.5, "rate_before_per_s": 80.0}
+    good = {
+        **{"kind": "ring", "seed": 1, "exit_code": 0, "faults": [fault, fault], "lost": 0},
+        **{"double_effects": 0, "late_refused_count": 3, "digests_equal_s": 1.5},
+    }
+    broken = {**good, "seed": 2, "exit_code": 1, "lost": 2, "digests_equal_s": None}
+    lines = [json.dumps(one) for one in (good, broken)]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+
+    row = summary(tmp_path).splitlines()[1].split()
+
+    assert row[:7] == ["ring", "2", "1", "4", "80", "80", "2"]
+    assert run_all(["ring"], [1, 2], seconds=60, out=tmp_path) == 0, "nothing is left to run"
