@@ -170,7 +170,7 @@ class Conduct:
             if rate_per_s is None:
                 break
             mended_s = self._one(rate_per_s)
-            if self._report.violations:
+            if self._report.violations or self._is_over():
                 break
             pause(began_s + PERIOD_S - time.monotonic())
         report = self._report
@@ -315,15 +315,17 @@ def _small_disks(mesh: LocalMesh, order: Order) -> dict[str, SmallDisk]:
 def _judge_running(mesh: LocalMesh, report: Report, mended_s: float) -> None:
     if any(node.has_ended() for node in mesh.nodes):
         return
-    undone = verdict.wait_all_ended(mesh.nodes[0])
-    if undone:
-        report.violations.append(undone)
     seconds = verdict.wait_equal(mesh, mended_s)
     report.digests_equal_s = None if seconds is None else round(seconds, 2)
     if seconds is None:
         report.violations.append("full digests are not equal")
     elif seconds > verdict.EQUAL_S_MAX:
         report.violations.append(f"full digests were equal {seconds:.1f} s after the mending only")
+    still_runs = verdict.wait_all_ended(mesh.nodes[0])
+    if still_runs:
+        report.violations.append(still_runs)
+    elif verdict.wait_equal(mesh, mended_s) is None:
+        report.violations.append("full digests are not equal at the end")
 
 
 def _judge_stopped(mesh: LocalMesh, load: Load, history: History, report: Report) -> None:
