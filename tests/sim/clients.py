@@ -36,7 +36,8 @@ class Asking:
         self.open_count = 0
 
     def up(self) -> list[SimNode]:
-        return [node for node in self.nodes.values() if node.is_up]
+        """The nodes that a client would find at work."""
+        return [n for n in self.nodes.values() if n.is_up and not n.core.is_removed]
 
     def ask(
         self,

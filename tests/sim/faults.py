@@ -29,6 +29,7 @@ WEIGHTS = {
     "sync_error": 3,
     "damage": 1,
     "join": 3,
+    "remove": 1,
     "replace": 2,
     "drift": 4,
     "wall_jump": 2,

@@ -226,10 +226,15 @@ class Life:
     # Membership.
 
     def _join(self, fault: Fault, one: SimNode, other: SimNode) -> None:
-        self.mesh.join()
+        self.mesh.members.join()
+
+    def _remove(self, fault: Fault, one: SimNode, other: SimNode) -> None:
+        self.mesh.members.remove(other)
 
     def _replace(self, fault: Fault, one: SimNode, other: SimNode) -> None:
-        self.mesh.replace_lost()
+        """Whoever is damaged first of all."""
+        self.mesh.members.replace_lost()
+        self.mesh.members.replace(other)
 
     # Time.
 

@@ -9,20 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quorumesh.v1.ledger_pb2 import AddToken, Admit, Command, MembershipChange, Outcome
-
 from tests.sim.checks import Checks
 from tests.sim.clients import Asking, Client
 from tests.sim.faults import Fault, faults_of
 from tests.sim.life import Life
+from tests.sim.members import Members
 from tests.sim.network import Network
-from tests.sim.node import NAMES, Limits, Process, SimNode
+from tests.sim.node import NAMES, Process, SimNode
 from tests.sim.workers import Worker
 from tests.sim.world import Trace, Violation, World
 
 SETTLE_MS_MAX = 60_000
-NODES_MAX = 9  # over a whole life
-SECRET = b"d" * 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Mesh:
         self.checks = Checks(self.world)
         self.nodes: dict[str, SimNode] = {}
         self.asking = Asking(self.world, self.nodes)
-        self.joining = 0
+        self.members = Members(self)
         self.first_count = self.chance.choice((3, 3, 3, 4, 5))
         self.life = Life(self)
         self.workers = [Worker(f"w{at}", self.world, self.asking, self.checks) for at in range(3)]
@@ -56,71 +53,11 @@ class Mesh:
             Client(at, self.world, self.asking, self.checks, pause_ms, end_ms) for at in range(1, 3)
         ]
 
-    # Nodes.
-
-    def _make(self, node_id: str) -> SimNode:
-        node = SimNode(self.world, self.network, self.checks, node_id, self.root / node_id)
-        node.limits = Limits(
-            compact_entries=self.chance.choice((25, 60, 100)),
-            keep_entries=self.chance.choice((3, 10, 40)),
-            segment_bytes_max=self.chance.choice((2_048, 8_192, 32_768)),
-        )
-        self.nodes[node_id] = node
-        return node
-
     def found(self) -> None:
         """The first node founds the mesh, and the others of the beginning join it."""
-        self._make(NAMES[0]).start()
+        self.members.make(NAMES[0]).start()
         for _ in range(self.first_count - 1):
-            self.join()
-
-    def join(self) -> None:
-        """Admit one node more through any other and start it; nobody waits for its vote."""
-        number = len(self.nodes) + self.joining
-        if number >= NODES_MAX:
-            return
-        self.joining += 1
-        node_id = NAMES[number]
-        token = node_id.encode().ljust(16, b".")
-        adding = AddToken(token_id=token, secret_digest=SECRET, ttl_ms=3_600_000)
-        admitting = Admit(token_id=token, secret_digest=SECRET, node_id=node_id, address=node_id)
-
-        def admitted(process: Process, outcomes: list[Outcome]) -> None:
-            if outcomes[-1].reason:
-                raise Violation(f"a node with a fresh token is refused: {outcomes}")
-            self.joining -= 1
-            node = self._make(node_id)
-            node.joined_voters = dict(process.core.engine.voters)
-            self.world.after_ms(self.chance.choice((0, 50, 1_000)), node.start)
-
-        commands = [Command(add_token=adding), Command(admit=admitting)]
-        self.asking.ask(commands, admitted)
-
-    def replace_lost(self) -> None:
-        """Take the vote of a node that cannot be trusted any more, and let another one join."""
-        lost = [n for n in self.nodes.values() if n.state == "lost" and n.node_id in self.voters]
-        leader = self.leader()
-        if not lost or leader is None:
-            return
-        change = MembershipChange(add=False, node_id=lost[0].node_id)
-        leader.call(lambda: self._remove(leader, change))
-
-    def _remove(self, leader: Process, change: MembershipChange) -> None:
-        if leader.core.engine.change(change):
-            self.world.note("remove", change.node_id)
-            self.join()
-
-    @property
-    def voters(self) -> dict[str, str]:
-        return self.checks.voters
-
-    def leader(self) -> Process | None:
-        leaders = [
-            node.process
-            for node in self.nodes.values()
-            if node.process is not None and node.core.engine.role == "leader"
-        ]
-        return max(leaders, key=lambda process: process.core.engine.term, default=None)
+            self.members.join()
 
     # A life.
 
@@ -135,7 +72,7 @@ class Mesh:
         self.heal()
         if not self.world.run_while(lambda: not self._has_settled(), ms_max=SETTLE_MS_MAX):
             raise Violation(f"after healing: {self._unsettled()}")
-        self.checks.settled(self._processes())
+        self.checks.settled(self._members())
         for client in self.clients:
             client.check_unwritten()
 
@@ -151,46 +88,43 @@ class Mesh:
         for node in list(self.nodes.values()):
             node.start()
             self.life.restart_if_failed(node)
-        self.replace_lost()
+        self.members.replace_lost()
         self.world.after_ms(1_000, self._keep_up)
 
     def _processes(self) -> list[Process]:
         return [node.process for node in self.nodes.values() if node.process is not None]
+
+    def _members(self) -> list[Process]:
+        """The processes of those that have not been removed."""
+        newest = max(self._processes(), key=lambda process: process.core.ledger.applied_index)
+        members = newest.core.ledger.members()
+        return [p for p in self._processes() if p.node.node_id in members]
 
     def _has_settled(self) -> bool:
         return not self._unsettled()
 
     def _unsettled(self) -> str:
         """What is still open; empty when everything has come to rest."""
-        processes = self._processes()
-        if self.joining or not processes:
-            return "a node is still joining"
+        newest = max(self._processes(), key=lambda p: p.core.ledger.applied_index, default=None)
+        if newest is None:
+            return "no node is up"
+        members, voters = newest.core.ledger.members(), newest.core.engine.voters
+        processes = self._members()
         ledgers = {(p.core.ledger.applied_index, p.core.ledger.digest) for p in processes}
         ends = {p.core.engine.last_index for p in processes}
         if len(ledgers) != 1 or ends != {next(iter(ledgers))[0]}:
-            where = {
-                p.node.node_id: (
-                    p.core.ledger.applied_index,
-                    p.core.engine.last_index,
-                    p.core.engine.role,
-                )
+            where = [
+                f"{p.node.node_id} {p.core.engine.role} {p.core.ledger.applied_index} of "
+                f"{p.core.engine.last_index} {p.core.trouble}"
                 for p in processes
-            }
-            return f"the nodes are not at one revision: {where}"
-        counts = processes[0].core.reader.counts()
+            ]
+            return f"the nodes are not at one revision: {', '.join(where)}"
+        counts = newest.core.reader.counts()
         if counts.running_count:
-            return f"{counts} tasks are still running"
+            return f"{counts.running_count} tasks are still running"
         if self.asking.open_count > len(self.workers) * 2:
             return f"{self.asking.open_count} requests have no answer"
-        voters = processes[0].core.engine.voters
-        for node in self.nodes.values():
-            if node.state == "down":
-                return f"{node.node_id} is down"
-            if node.state == "lost" and node.node_id in voters:
-                return f"{node.node_id} is lost and still has a vote"
-            if node.is_up and node.node_id not in voters and len(voters) < node.limits.voters_max:
-                return f"{node.node_id} has no vote"
-        return ""
+        return self.members.unsettled(members, voters)
 
     def counts(self) -> dict[str, int]:
         checks = self.checks
@@ -206,6 +140,7 @@ class Mesh:
             "installs": checks.install_count,
             "compactions": checks.compaction_count,
             "refused": checks.refused_count,
+            "removals": self.members.change_count,
             "faults": sum(self.life.counts.values()),
         }
         return counts | {f"fault {kind}": n for kind, n in sorted(self.life.counts.items())}

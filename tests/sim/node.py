@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 import random
 import sqlite3
 from collections.abc import Callable
@@ -63,6 +66,9 @@ class Limits:
     voters_max: int = 5
 
 
+Work = tuple[Callable[[], None], Callable[[BaseException | None], None]]
+
+
 class Process:
     """One run of the node's program. Once it is dead nothing of it runs any more."""
 
@@ -73,6 +79,8 @@ class Process:
         self.is_paused = False
         self.is_woken = False
         self.backlog: list[Act] = []
+        self.under_way: dict[int, Work] = {}
+        self._work_count = 0
         self.end = End(node.network, node.node_id, self.call)
         self.core: Core = Core.__new__(Core)
 
@@ -108,18 +116,25 @@ class Process:
     # Background: the work happens somewhere between its asking and its end.
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        error: list[BaseException] = []
         took_us = self.chance.randrange(*self.node.disk_delay_us)
         begin_us = self.chance.choice((1, took_us // 2, took_us))
+        self._work_count += 1
+        number = self._work_count
+        # Kept here and not in the events, so that nothing of it is left once the process is dead.
+        self.under_way[number] = (work, done)
 
         def begin() -> None:
+            error: BaseException | None = None
             try:
-                work()
+                self.under_way[number][0]()
             except (OSError, ConsensusError, sqlite3.Error) as failure:
-                error.append(failure)
+                error = failure
             self.node.world.after_us(
-                max(1, took_us - begin_us), lambda: self.call(lambda: done(*error or (None,)))
+                max(1, took_us - begin_us), lambda: self.call(lambda: end(error))
             )
+
+        def end(error: BaseException | None) -> None:
+            self.under_way.pop(number)[1](error)
 
         self.node.world.after_us(begin_us, lambda: self.call(begin))
 
@@ -130,6 +145,15 @@ class Process:
 
     def ledger_replaced(self) -> None:
         self.node.checks.replaced(self)
+
+
+def open_files() -> list[str]:
+    """The paths of all files that this process has open."""
+    paths = []
+    for handle in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            paths.append(os.readlink(f"/proc/self/fd/{handle}"))
+    return paths
 
 
 class SimNode:
@@ -228,6 +252,7 @@ class SimNode:
         assert process is not None
         process.is_alive = False
         process.backlog.clear()
+        process.under_way.clear()
         self.disk.abandon()
         self.network.remove(self.node_id, silently=silently)
         core, self.process = process.core, None
@@ -240,8 +265,19 @@ class SimNode:
             ledger.close()
         if reader is not None:
             reader.close()
+        self._assert_let_go()
         self._ledger_files.settle(states, loses_power=silently)
         self.checks.ended_process(process)
+
+    def _assert_let_go(self) -> None:
+        """A connection of a dead process would give the next one its view of the write-ahead log."""
+        for is_swept in (False, True):
+            held = [path for path in open_files() if path.startswith(f"{self.root}/ledger")]
+            if not held:
+                return
+            if not is_swept:
+                gc.collect()
+        raise AssertionError(f"a dead process holds {held}")
 
     def quicken_disk(self) -> None:
         self.disk_delay_us = DISK_DELAY_US

@@ -75,7 +75,8 @@ class Worker:
         self.world.after_ms(self.chance.randrange(RENEW_MS // 2, RENEW_MS), self._tend)
         if self.world.now_ms < self.quiet_until_ms:
             return
-        is_attached = self.process is not None and self.process.is_alive
+        process = self.process
+        is_attached = process is not None and process.is_alive and not process.core.is_removed
         if not is_attached or self.chance.random() < 0.01:
             self._attach()
         elif self.epoch:
