@@ -2,8 +2,9 @@
  *
  * Loaded with LD_PRELOAD. FAULTLIB_CONTROL names the file that is mapped as `struct control`,
  * FAULTLIB_FOLDER the folder whose files are meant, FAULTLIB_LOG the log of what was done to them
- * (optional). Without the first the library does nothing. Names that lead through symbolic links,
- * files opened by stdio (fopen) and descriptors copied by fcntl are not seen.
+ * (optional). Without the first the library does nothing. Not seen: names that lead through symbolic
+ * links, files opened by stdio (fopen), descriptors copied by fcntl or inherited, and names that end
+ * in "-shm" or ".log".
  */
 #ifndef FAULTLIB_H
 #define FAULTLIB_H

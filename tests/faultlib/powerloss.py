@@ -25,7 +25,7 @@ from tests.faultlib import oplog
 from tests.faultlib.oplog import Kind, LogIncomplete, Record
 
 SECTOR_BYTES = 512
-MAPPED = "-shm"  # SQLite maps these and makes them anew
+UNSEEN = ("-shm", ".log")  # as in setup.c
 
 
 class Names(Enum):
@@ -59,6 +59,9 @@ class NameChange:
     record: Record
     file: File | None
     is_durable: bool = False
+
+
+Content = dict[str, bytes | None]  # by name below a folder; None: a folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +114,21 @@ def lose_power(
 
 def what_may_be_left(
     folder: Path, log: Path, rng: random.Random, *, names: Names = Names.ORDERED
-) -> dict[str, bytes | None]:
+) -> Content:
     """The same as names and contents (None: a folder), leaving folder and log as they are."""
     left, _ = _choose(folder, log, rng, names)
     return {name: None if held is None else held.content for name, held in left.items()}
+
+
+def read_folder(folder: Path) -> Content:
+    """What is in a folder, but for what is not logged."""
+    return {n: None if path.is_dir() else path.read_bytes() for n, path in _entries(folder)}
+
+
+def write_folder(folder: Path, content: Content) -> None:
+    """Make this the content of the folder, instead of what is there."""
+    folder.mkdir(exist_ok=True)
+    _write_tree(folder, {n: None if d is None else Held(d) for n, d in content.items()})
 
 
 class _Story:
@@ -284,7 +298,7 @@ def _content(file: File, changes: list[Record]) -> bytes:
 
 def _assert_complete(folder: Path, story: _Story) -> None:
     """Replayed in full the log gives the folder, but for the call each process died in."""
-    found = {name: None if path.is_dir() else path.read_bytes() for name, path in _entries(folder)}
+    found = read_folder(folder)
     told = {
         name: None if file is None else _content(file, [change.record for change in file.changes])
         for name, file in story.tree.items()
@@ -319,12 +333,12 @@ def _write_tree(folder: Path, left: Left) -> None:
 
 
 def _entries(folder: Path) -> list[tuple[str, Path]]:
-    """Folders and regular files below, by name, but for those that are mapped."""
+    """Folders and regular files below, by name, but for those that are not logged."""
     found = sorted(path for path in folder.rglob("*") if not path.is_symlink())
     return [
         (str(path.relative_to(folder)), path)
         for path in found
-        if path.is_dir() or (path.is_file() and not path.name.endswith(MAPPED))
+        if path.is_dir() or (path.is_file() and not path.name.endswith(UNSEEN))
     ]
 
 

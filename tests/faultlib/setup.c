@@ -102,17 +102,24 @@ int64_t full_name_of(int fd, char *full)
     return length;
 }
 
+static bool ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+
+    return length >= tail && strcmp(text + length - tail, end) == 0;
+}
+
 /* What follows the folder in a full path: "" for the folder itself, NULL for what lies elsewhere. */
 const char *below(const char *full)
 {
-    size_t length = strlen(full);
 
     if (strncmp(full, folder, folder_bytes) != 0)
         return NULL;
     if (full[folder_bytes] == '\0')
         return full + folder_bytes;
-    /* SQLite maps these and makes them anew after a crash; nothing in them is meant to last. */
-    if (length > 4 && strcmp(full + length - 4, "-shm") == 0)
+    /* SQLite maps the first and makes them anew after a crash, programs print to the second by any
+     * means they like: nothing in them is meant to last. */
+    if (ends_with(full, "-shm") || ends_with(full, ".log"))
         return NULL;
     return full[folder_bytes] == '/' ? full + folder_bytes + 1 : NULL;
 }

@@ -218,7 +218,7 @@ def test_several_processes_and_threads_share_one_log(faults: Faults) -> None:
 def test_after_a_crash_in_any_call_the_log_tells_the_whole_story(faults: Faults, call: int) -> None:
     assert faults.log is not None
     powerloss.begin(faults.folder, faults.log)
-    faults.crash_at(call, ("before", "partial", "after")[call % 3])  # type: ignore[arg-type]
+    faults.crash_at(call, ("before", "partial", "after")[call % 3])
     program = """
     for name in 'ab':
         os.fsync(made(name, b'one')); os.rename(folder + '/' + name, folder + '/c')
