@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Kind:
     logs_writes: bool = False  # which then remembers what was not synced
     is_switched: bool = False
     is_on_leader: bool = False  # its write gap is held to the bar for the leader
+    is_proof: bool = False  # no mesh can survive it: it shows that the harness sees a loss
 
 
 def kill_one(scene: Scene) -> Wound:
@@ -170,6 +172,20 @@ def power_loss_all(scene: Scene) -> Wound:
     return Wound("all", lambda: _start(scene.nodes))
 
 
+def rolled_back(scene: Scene) -> Wound:
+    """All nodes wake up with the disks of the fault before, as if nothing since had been said."""
+    scene.mesh.kill_all()
+    for node in scene.nodes:
+        copy = node.root / "copies" / node.name
+        if copy.exists():
+            shutil.rmtree(node.data)
+            shutil.copytree(copy, node.data)
+        else:
+            ignored = shutil.ignore_patterns("*.sock", "*-shm")
+            shutil.copytree(node.data, copy, ignore=ignored)
+    return Wound("all", lambda: _start(scene.nodes))
+
+
 def clock_jump(scene: Scene) -> Wound:
     """Wall time jumps by an hour, ahead or back, on some of the nodes."""
     victims = scene.shuffled()[: scene.rng.randint(1, len(scene.nodes))]
@@ -233,6 +249,7 @@ KINDS: dict[str, Kind] = {
         Kind("power-loss-all", power_loss_all, 0.0, is_preloaded=True, logs_writes=True),
         Kind("clock-jump", clock_jump, 3.0, is_preloaded=True),
         Kind("clock-drift", clock_drift, 4.0, is_preloaded=True),
+        Kind("rolled-back", rolled_back, 0.0, is_proof=True),
         Kind("hand-over", hand_over, 3 * LEASE_S),
     )
 }

@@ -67,6 +67,23 @@ def test_every_promise_holds_while_real_nodes_meet(kind: str, tmp_path: Path) ->
         assert report["write_gap_max_s"] <= GAP_S_MAX
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_mesh_that_forgot_what_it_acknowledged_is_called_broken(tmp_path: Path) -> None:
+    history = tmp_path / "history.jsonl"
+
+    done = run(
+        *("--fault", "rolled-back", "--seed", "2", "--seconds", "15"),
+        *("--history", str(history), "--json"),
+    )
+
+    assert done.returncode == 1, done.stdout[-6_000:] + done.stderr[-2_000:]
+    report: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+    assert report["lost"] > 0
+    assert report["linearizable"].startswith("NOT linearizable")
+    assert any("was acknowledged and is not there" in one for one in report["violations"])
+
+
 def test_a_kind_that_needs_a_network_is_refused_without_one(tmp_path: Path) -> None:
     done = run(
         *("--fault", NEEDS_NETWORK, "--history", str(tmp_path / "history.jsonl")),
