@@ -27,6 +27,7 @@ from consensus.forwarding import Forwarding
 from consensus.ledger import APPLY_VERSION, Ledger, Reader
 from consensus.membership import Membership
 from consensus.proposals import Done, Proposals
+from consensus.received import is_readable
 from consensus.retiring import let_go
 from consensus.room import Room
 from consensus.scrub import Scrubbing, refuse_marked, write_mark
@@ -417,6 +418,8 @@ class Core:
                 return  # sent again at the next tick, not at once: the other may still find a leader
         elif kind == "scrub_digest":
             self.scrubbing.heard(peer, frame.scrub_digest)
+        elif kind == "append" and not is_readable(frame.append):
+            self.engine.counters.frames_refused += 1
         else:
             self.engine.frame_received(peer, frame)
         self._on_wake()

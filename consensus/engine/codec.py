@@ -11,12 +11,18 @@ from typing import NoReturn
 from google.protobuf.message import DecodeError
 from quorumesh.v1.ledger_pb2 import MembershipChange
 
+from consensus.engine.config import COUNTED_MS_MAX
+
 MEMBERSHIP_BYTES_MAX = 4_096
 REGULAR, NO_OP, MEMBERSHIP = 0, 1, 2
 
 
 class Undecodable(ValueError):
     """Bytes that are no membership request."""
+
+
+class Malformed(ValueError):
+    """A frame that no engine of ours sends. It is dropped and counted."""
 
 
 def loads(data: bytes) -> list[str]:
@@ -51,6 +57,8 @@ def decode_change(data: bytes) -> MembershipChange:
         raise Undecodable("bytes that are no membership change") from error
     if not change.node_id:
         raise Undecodable("a membership change that names no node")
+    if change.wall_ms > COUNTED_MS_MAX:
+        raise Undecodable("a membership change at no time")
     return change
 
 

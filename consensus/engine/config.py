@@ -16,6 +16,9 @@ OUTBOX_FRAMES_MAX = 65_536
 APPLY_ENTRIES_PER_TICK_MAX = 256
 APPLY_MS_PER_TICK_MAX = 50  # then heartbeats have their turn; one entry may take longer
 LINK_LOST_WAIT_MS = (50, 150)  # before asking for pre-votes once the link to the leader broke
+# No term or time that was counted comes near these, and what is stored has room for a little more.
+TERM_MAX = 1 << 62
+COUNTED_MS_MAX = 1 << 62
 NEVER_MS = -1_000_000_000
 
 

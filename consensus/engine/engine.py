@@ -14,15 +14,15 @@ from quorumesh.v1.ledger_pb2 import MembershipChange
 from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.engine import following, leading, sending, votes
-from consensus.engine.codec import MEMBERSHIP, REGULAR, Undecodable
+from consensus.engine.codec import MEMBERSHIP, REGULAR, Malformed, Undecodable
 from consensus.engine.config import (
     APPLY_ENTRIES_PER_TICK_MAX,
     APPLY_MS_PER_TICK_MAX,
     COMMAND_BYTES_MAX,
     NEEDED_MS_MAX,
+    TERM_MAX,
     EngineConfig,
 )
-from consensus.engine.following import Malformed
 from consensus.engine.journal import Journal
 from consensus.engine.library import ambient
 from consensus.engine.outbox import Outbox
@@ -352,6 +352,8 @@ class Engine:
 
     def _receive(self, peer: str, frame: Frame) -> None:
         seat, term, kind = self._seat, frame.term, frame.WhichOneof("kind")
+        if term > TERM_MAX:
+            raise Malformed(f"no mesh has come to term {term}")
         match kind:
             case "append":
                 following.entries_received(seat, peer, term, frame.append)

@@ -11,7 +11,8 @@ from quorumesh.v1.peer_pb2 import (
     SnapshotReply,
 )
 
-from consensus.engine.codec import is_command
+from consensus.engine.codec import Malformed, is_command
+from consensus.engine.config import COUNTED_MS_MAX
 from consensus.engine.seat import Seat
 
 
@@ -21,7 +22,8 @@ def hear_leader(seat: Seat, peer: str, term: int) -> bool:
     if term < raft.term:
         seat.say(peer, Frame(append_reply=AppendReply()))
         return False
-    assert not (raft.is_leader and term == raft.term), f"two leaders in term {term}"
+    if raft.is_leader and term == raft.term:
+        raise Malformed(f"{peer} says that it leads in term {term}, in which this node does")
     if term > raft.term or raft.leader_id != peer:
         seat.step_down(term, leader=peer)
         seat.snapshots.abort()
@@ -37,10 +39,10 @@ def entries_received(seat: Seat, peer: str, term: int, append: AppendEntries) ->
     """Store what is new; commit no further than what this very message verified."""
     if not hear_leader(seat, peer, term):
         return
+    assert_sound(append, term)
     seat.machine.leader_counted_ms(append.counted_ms)
     journal, raft = seat.journal, seat.raft
     prev_index, entries = append.prev_index, list(append.entries)
-    assert_sound(append)
     if prev_index < journal.base_index:
         # What is below the base is committed, so it is the same in every leader's log.
         entries = [entry for entry in entries if entry.index > journal.base_index]
@@ -63,8 +65,12 @@ def entries_received(seat: Seat, peer: str, term: int, append: AppendEntries) ->
         _answer(seat, peer, verified=verified)
 
 
-def assert_sound(append: AppendEntries) -> None:
-    """Malformed for entries that are no log: gaps, terms going back, unknown kinds."""
+def assert_sound(append: AppendEntries, leader_term: int) -> None:
+    """Malformed for entries that are no log: gaps, terms going back, unknown kinds; or no time."""
+    if append.entries and append.entries[-1].term > leader_term:
+        raise Malformed(f"an entry of a term after {leader_term}, which its sender leads in")
+    if append.counted_ms > COUNTED_MS_MAX:
+        raise Malformed(f"counted time cannot have come to {append.counted_ms} ms")
     index, term = append.prev_index, append.prev_term
     for entry in append.entries:
         if entry.index != index + 1 or entry.term < term or not is_command(entry.command):
@@ -72,8 +78,8 @@ def assert_sound(append: AppendEntries) -> None:
         index, term = entry.index, entry.term
 
 
-class Malformed(ValueError):
-    """A frame that no engine of ours sends. It is dropped and counted."""
+class Contradiction(AssertionError):
+    """A leader would have this node cut what is committed: a bug somewhere, and the node stops."""
 
 
 def _store(seat: Seat, entries: list[LogEntry]) -> None:
@@ -82,6 +88,8 @@ def _store(seat: Seat, entries: list[LogEntry]) -> None:
         if entry.index <= journal.last_index:
             if journal.term_at(entry.index) == entry.term:
                 continue
+            if entry.index <= seat.raft.commit_index:
+                raise Contradiction(f"entry {entry.index} is committed, and a leader has another")
             seat.counters.truncations += 1
             seat.raft.truncate_from(entry.index)
             seat.recount_voters()
@@ -95,7 +103,8 @@ def _first_of_term(seat: Seat, index: int) -> int:
     term = journal.term_at(index)
     while index - 1 > max(commit, journal.base_index) and journal.term_at(index - 1) == term:
         index -= 1
-    assert index > commit, f"a conflict at {index}, which is committed ({commit})"
+    if index <= commit:
+        raise Malformed(f"a log that is another one at {index}, which is committed ({commit})")
     return index
 
 
@@ -115,6 +124,8 @@ def chunk_received(seat: Seat, peer: str, term: int, chunk: SnapshotChunk) -> No
     """Collect a copy of the state that is newer than the commit. Once whole it is checked off the loop."""
     if not hear_leader(seat, peer, term):
         return
+    if chunk.entry_term > term:
+        raise Malformed(f"a copy as of a term after {term}, which its sender leads in")
     if chunk.index <= seat.raft.commit_index:
         seat.snapshots.abort()
         _answer_chunk(seat, peer, chunk.index, seat.raft.commit_index, installed=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quorumesh.v1.peer_pb2 import AppendEntries, AppendReply, Frame, LogEntry, TimeoutNow
 
 from consensus.engine import sending
+from consensus.engine.codec import Malformed
 from consensus.engine.config import (
     APPEND_BYTES_MAX,
     APPEND_ENTRIES_MAX,
@@ -148,7 +149,8 @@ def append_answered(seat: Seat, peer: str, reply: AppendReply) -> None:
     progress.heard_ms = seat.now_ms()
     if reply.success:
         last = reply.next_index - 1
-        assert last <= seat.journal.last_index, f"{peer} acknowledges {last}, which is not here"
+        if last > seat.journal.last_index:
+            raise Malformed(f"{peer} acknowledges {last}, which is not here")
         progress.match_index = max(progress.match_index, last)
         progress.next_index = max(progress.next_index, last + 1)
         progress.is_probing = False
