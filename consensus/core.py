@@ -30,7 +30,7 @@ from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
 from consensus.retiring import let_go
 from consensus.room import Room
-from consensus.scrub import Scrubbing, refuse_marked, write_mark
+from consensus.scrub import Scrubbing, is_damage, open_ledger, refuse_marked, write_mark
 from consensus.snapshots import Snapshots
 from consensus.storage import Storage, open_journal
 from consensus.view import HEARD_MS_MAX, ReplicaView
@@ -53,7 +53,7 @@ class Core:
         refuse_marked(config.root, ports.disk)
         self._directory = LedgerDirectory(config.root, ports.disk)
         self._path = self._directory.prepare()
-        self.ledger = Ledger.open(str(self._path))
+        self.ledger = open_ledger(self._path)
         self._reader = Reader.open(str(self._path))
         self.counted = CountedClock(ports.clock, counted_ms=self.ledger.counted_ms)
         self.proposals = Proposals(ports.incarnation)
@@ -302,7 +302,11 @@ class Core:
     def _apply_committed(self) -> bool:
         try:
             self.engine.apply_committed()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                self._take_out_if_wrong(f"the ledger is damaged: {error}")
+            if not isinstance(error, sqlite3.OperationalError):
+                raise
             # Not known to be the same on every node (disk full, I/O): the entry was rolled back and
             # is applied again once a small write was seen to work.
             if self._storage.ledger_failed(error):

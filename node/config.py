@@ -45,6 +45,7 @@ class NodeConfig:
     listen: str = LISTEN_DEFAULT
     advertise: str = ""
     join_token: str = ""
+    rejoin: bool = False  # come back as a new node, for the folder is damaged
     name: str = ""  # empty: the machine's host name
     agents: tuple[str, ...] = ()  # modules, or paths of Python files
     worker_count: int = 1
@@ -71,6 +72,10 @@ class NodeConfig:
         if self.name and (len(self.name) > NAME_CHARS_MAX or not _NAME.fullmatch(self.name)):
             raise ConfigError(
                 f"--name {self.name!r}: at most {NAME_CHARS_MAX} letters, digits, '.', '_' and '-'"
+            )
+        if self.rejoin and self.join_token:
+            raise ConfigError(
+                "--rejoin and --join exclude each other: a damaged node needs no token"
             )
         self._check_workers()
         _check_range("--compact-entries", self.compact_entries, 1, 10_000_000)
@@ -120,6 +125,12 @@ def split_address(address: str, what: str) -> tuple[str, int]:
     elif not _HOST.fullmatch(host):
         raise ConfigError(f"--{what} {address!r}: {host!r} is no host name")
     return host, int(port)
+
+
+def listen_as(listen: str, address: str) -> str:
+    """Where a node listens that the mesh knows by an address: its port, unless another is asked for."""
+    host, port = split_address(listen, "listen")
+    return listen if port else join_address(host, split_address(address, "advertise")[1])
 
 
 def join_address(host: str, port: int) -> str:

@@ -44,8 +44,9 @@ from node.api.reading import LongReads
 from node.api.sessions import Sessions
 from node.api.tasks import TasksService
 from node.api.workers import WorkersService
-from node.boot import Booted, BootError, boot, holding
+from node.boot import Booted, boot
 from node.config import ConfigError, NodeConfig
+from node.folder import BootError, holding, write_members
 from node.joining import Joining
 from node.logs import set_up_logs
 from node.notices import Notices
@@ -93,7 +94,9 @@ def run_node(config: NodeConfig) -> int:
         return _say(
             f"the ledger here is of another release: {error}; upgrade quorumesh", EXIT_DAMAGED
         )
-    except (BootError, Damaged) as error:
+    except Damaged as error:
+        return _say(f"{error}; {_how_to_rejoin(config)}", EXIT_DAMAGED)
+    except BootError as error:
         return _say(str(error), EXIT_DAMAGED)
     except (JoinFailed, Unreachable) as error:
         return _say(str(error), EXIT_UNAVAILABLE)
@@ -139,6 +142,7 @@ class _Node:
         self._booted = booted
         identity = self._identity = booted.identity
         self._stopping = asyncio.Event()
+        self._noted: dict[str, str] = {}  # the members, as the folder has them
         self._clock = SystemClock()
         self._background = ThreadBackground()
         rng = random.Random(secrets.randbits(64))
@@ -318,6 +322,13 @@ class _Node:
         # What was told at joining is good until the ledger knows better.
         told = {} if core.ledger.members() else self._identity.members
         self.link.set_peers({**told, **core.peers()})
+        members = core.ledger.members() or self._identity.members
+        if members and members != self._noted:
+            self._noted = members
+            try:
+                write_members(self._config.data_dir, members)
+            except OSError as error:
+                log.warning("the members were not noted beside the state: %s", error)
 
     async def _settle(self) -> None:
         """Give what workers said last the time to reach the log."""
@@ -365,6 +376,10 @@ def _print(line: str) -> None:
     # A terminal that is gone or a full disk under a redirected output must not end the node.
     with contextlib.suppress(OSError):
         print(line, flush=True)
+
+
+def _how_to_rejoin(config: NodeConfig) -> str:
+    return f"it can only come back as a new node: mesh node start --rejoin --data {config.data_dir}"
 
 
 def _let_go_of_output() -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from consensus.examining import Check, Examined, examine
 from mesh.credentials import NodeCredentials
 from mesh.errors import MeshError
-from node.boot import BootError, read_identity
 from node.cli.session import Failure
 from node.comparing import compare
+from node.folder import NODE_FILE, BootError, read_identity, read_members
 
 REJOIN = "do not use it again: mesh node start --rejoin --data"
 
@@ -51,10 +51,10 @@ async def _compare(home: Path, examined: Examined, peers: tuple[str, ...]) -> li
         credentials = NodeCredentials.load(home / "node")
     except MeshError as error:
         return [Check("digest", None, f"no peer can be asked: {error}")]
-    known = dict(examined.copy.members)
+    known = dict(examined.copy.members) or read_members(home)
     if not known:
         try:
-            known = dict(read_identity(home / "node.json").members)
+            known = dict(read_identity(home / NODE_FILE).members)
         except BootError as error:
             return [Check("digest", None, f"no peer is known: {error}")]
     known.pop(credentials.node_id, None)

@@ -25,6 +25,8 @@ _OPTIONS = (
                  help="What others dial. Default: where it listens, or this host's address."),
     click.option("--join", "join_token", default="", metavar="TOKEN",
                  help="Join the mesh that gave this token."),
+    click.option("--rejoin", is_flag=True,
+                 help="Come back as a new node in place of this damaged one."),
     click.option("--name", default="", help="For people. Default: the host's name."),
     click.option("--agents", multiple=True, metavar="MODULE,…",
                  help="Modules or .py files that hold agents."),

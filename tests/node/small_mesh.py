@@ -10,9 +10,11 @@ from typing import Any
 
 import grpc
 
+from consensus.errors import Damaged
 from mesh.aio import AsyncClient
 from mesh.calls import dial_with
 from mesh.credentials import CHANNEL_TLS_OPTIONS, ClientCredentials
+from node.api.errors import EXIT_DAMAGED
 from node.config import NodeConfig
 from node.runtime import Running, serve
 
@@ -28,6 +30,7 @@ class SmallMesh:
         self.group = group
         self.nodes: dict[str, Running] = {}
         self.ends: dict[str, asyncio.Task[int]] = {}
+        self.damages: dict[str, Damaged] = {}  # what ended a node
 
     async def start(self, name: str, **settings: Any) -> Running:
         config = NodeConfig(
@@ -37,14 +40,32 @@ class SmallMesh:
             **{"worker_count": 0, "writes_profile": False, **settings},
         )
         ready: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
-        end = self.group.create_task(serve(config, ready.set_result, handles_signals=False))
+        end = self.group.create_task(self._serve(name, config, ready.set_result))
         self.ends[name] = end
         async with asyncio.timeout(WAIT_S):
             await asyncio.wait({ready, end}, return_when=asyncio.FIRST_COMPLETED)
         if end.done():
+            del self.ends[name]
+            if name in self.damages:
+                raise self.damages.pop(name)
             end.result()
         self.nodes[name] = ready.result()
         return self.nodes[name]
+
+    async def _serve(self, name: str, config: NodeConfig, ready: Callable[[Running], None]) -> int:
+        # One node that ends must not end the group: the others are what is looked at then.
+        try:
+            return await serve(config, ready, handles_signals=False)
+        except Damaged as damage:
+            self.damages[name] = damage
+            return EXIT_DAMAGED
+
+    async def out_of_service(self, name: str) -> Damaged:
+        """Wait until a running node has ended by itself; why."""
+        async with asyncio.timeout(WAIT_S):
+            assert await self.ends.pop(name) == EXIT_DAMAGED
+        del self.nodes[name]
+        return self.damages.pop(name)
 
     async def grow(self, name: str, **settings: Any) -> Running:
         """Let one more node join, and wait until it votes."""

@@ -16,7 +16,7 @@ from mesh.errors import JoinRefused, TokenMalformed, TokenUsed
 from mesh.identity import Authority, Principal, key_pem, new_key
 from mesh.tokens import decode
 from node.api.errors import DOMAIN
-from node.boot import BootError
+from node.folder import BootError
 from node.system import SystemClock
 from tests.node.small_mesh import small_mesh, until
 
@@ -139,7 +139,7 @@ async def test_bad_and_used_tokens_and_unreachable_addresses_are_told(tmp_path: 
 async def test_a_second_node_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     async with small_mesh(tmp_path) as mesh:
         await mesh.start("n1")
-        from node.boot import holding
+        from node.folder import holding
 
         with pytest.raises(BootError, match="another node runs"), holding(tmp_path / "n1"):
             pass
