@@ -124,11 +124,26 @@ def status_tables(status: mesh_pb2.StatusReply) -> list[Table | Text]:
         "tasks": f"{status.task_count}; subtasks ready {status.ready_count}, "
         f"claimed {status.claimed_count}",
         "disk": f"journal {_size(status.journal_bytes)}, ledger {_size(status.ledger_bytes)}",
+        "last compared": _compared(status),
         "runs on": f"{status.loop}, version {status.version}",
     }
     for name, text in rows.items():
         facts.add_row(name, escape(text))
     return [head, facts, member_table(status.members), worker_table(status.workers)]
+
+
+def _compared(status: mesh_pb2.StatusReply) -> str:
+    """What came of comparing this node's rows with those of the other voters."""
+    if not status.HasField("scrub"):
+        return "not yet since it started"
+    scrub = status.scrub
+    words = {
+        "equal": "equal with a majority of the voters",
+        "undecided": "too few voters answered",
+        "differs": "the voters DIFFER, and no majority agrees: mesh doctor",
+        "damaged": "this node's ledger is DAMAGED",
+    }.get(scrub.result, scrub.result)
+    return f"{words}, at revision {scrub.revision}, {scrub.age_ms / 1_000:.0f} s ago"
 
 
 def member_table(members: Sequence[mesh_pb2.Member]) -> Table:
@@ -139,7 +154,7 @@ def member_table(members: Sequence[mesh_pb2.Member]) -> Table:
             member.node_id,
             escape(member.name),
             member.address,
-            "yes" if member.voter else "no",
+            "leaving" if member.leaving else "yes" if member.voter else "no",
             "[green]alive[/]" if member.alive else "[red]gone[/]",
             "leader" if member.leader else "",
         )
