@@ -86,9 +86,14 @@ class Stage:
     def start(self, *nodes: str) -> None:
         """Start these nodes, and wait until one leads and all live ones agree."""
         for node_id in nodes:
-            core = self.cluster.start(node_id, joined_voters={name: name for name in NODES})
-            core.observe(self)
+            self.begin(node_id)
         self.settle()
+
+    def begin(self, node_id: str) -> Core:
+        """Start a node; it is not waited for. Raises Damaged when its folder is."""
+        core = self.cluster.start(node_id, joined_voters={name: name for name in NODES})
+        core.observe(self)
+        return core
 
     def close(self) -> None:
         """Stop all nodes, those that were killed too."""
@@ -160,7 +165,7 @@ def found_mesh(stage: Stage) -> None:
         adding = AddToken(token_id=token, secret_digest=b"d" * 32, ttl_ms=60_000)
         admitting = Admit(token_id=token, secret_digest=b"d" * 32, node_id=node_id, address=node_id)
         assert stage.ask("n1", Command(add_token=adding), Command(admit=admitting))
-        cluster.start(node_id, joined_voters={name: name for name in NODES}).observe(stage)
+        stage.begin(node_id)
         cluster.world.run(lambda at=node_id: at in cluster.cores["n1"].ledger.voters())  # type: ignore[misc]
     stage.open_worker()
     for number in range(1, 4):
@@ -236,8 +241,7 @@ def _leave_one_behind(stage: Stage) -> None:
 
 
 def _install(stage: Stage) -> None:
-    core = stage.cluster.start("n3", joined_voters={name: name for name in NODES})
-    core.observe(stage)
+    core = stage.begin("n3")
     stage.submit(FIRST_TASK)
     stage.cluster.world.run(lambda: core.snapshots.installed_count > 0)
     stage.submit(FIRST_TASK + 1)
@@ -250,7 +254,7 @@ def _vote(stage: Stage) -> None:
         stage.gone.append(leader)
         stage.cluster.kill(leader.config.node_id)
         stage.submit(FIRST_TASK + turn)
-        stage.cluster.start(leader.config.node_id).observe(stage)
+        stage.begin(leader.config.node_id)
         stage.settle()
 
 

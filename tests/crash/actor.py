@@ -12,40 +12,45 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import TypedDict
 
 from tests.crash.activities import BY_NAME, Promises, Stage
-from tests.faultlib.control import CrashWhen, count_from_here
+from tests.faultlib.control import CrashWhen, Lies, count_from_here
 
 RUN_S_MAX = 60
 FAILED = 3
 
 
-def play(name: str, root: Path, promises: Path, call: int, when: CrashWhen) -> None:
+class Run(TypedDict):
+    """What is asked for: which activity, on which folder, and where it ends (call 0: nowhere)."""
+
+    activity: str
+    root: str
+    promises: str
+    call: int
+    when: CrashWhen
+    lies: int
+
+
+def play(run: Run) -> None:
     """Play one activity; the process ends in the middle of it when told so."""
-    activity = BY_NAME[name]
-    stage = Stage(root, Promises(promises), incarnation=1_000, seed=1)
+    activity = BY_NAME[run["activity"]]
+    stage = Stage(Path(run["root"]), Promises(Path(run["promises"])), incarnation=1_000, seed=1)
     if activity.nodes:
         stage.start(*activity.nodes)
-    ticket = count_from_here(call, when)
+    ticket = count_from_here(run["call"], run["when"], lies=Lies(run["lies"]))
     stage.promises.tell(kind="began", ticket=ticket)
     activity.act(stage)
 
 
 def main() -> None:
     for line in sys.stdin:
-        run = json.loads(line)
         child = os.fork()
         if child == 0:
             signal.alarm(RUN_S_MAX)
             code = 0
             try:
-                play(
-                    run["activity"],
-                    Path(run["root"]),
-                    Path(run["promises"]),
-                    run["call"],
-                    run["when"],
-                )
+                play(json.loads(line))
             except BaseException:
                 traceback.print_exc()
                 code = FAILED

@@ -24,7 +24,7 @@ from consensus.ledger import invariants
 from consensus.ledger.records import SUCCEEDED
 from tests.crash.activities import FIRST_TASK, NODES, Activity, Promises, Stage, read_promises
 from tests.faultlib import oplog, powerloss
-from tests.faultlib.control import CRASH_CODE, CrashWhen, Faults
+from tests.faultlib.control import CRASH_CODE, CrashWhen, Faults, Lies
 from tests.faultlib.powerloss import Content, Names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,8 +71,9 @@ class Tally:
 class Enumeration:
     """The runs of one activity, on a folder of its own."""
 
-    def __init__(self, activity: Activity, folder: Path) -> None:
+    def __init__(self, activity: Activity, folder: Path, *, lies: Lies = Lies.NONE) -> None:
         self.activity = activity
+        self._lies = lies  # of the disk, from the moment on when calls are counted
         self.tally = Tally(activity.name)
         folder.mkdir(parents=True, exist_ok=True)
         self.faults = Faults(folder / "mesh", near=folder / "near", logs=True)
@@ -149,13 +150,14 @@ class Enumeration:
         powerloss.write_folder(self.root, self._begin)
         powerloss.begin(self.root, self.faults.log)
         self._promises.unlink(missing_ok=True)
-        self.faults.never_crash()
+        self.faults.heal()
         run = {
             "activity": self.activity.name,
             "root": str(self.root),
             "promises": str(self._promises),
             "call": call,
             "when": when,
+            "lies": self._lies.value,
         }
         actor.stdin.write(json.dumps(run) + "\n")
         actor.stdin.flush()
@@ -173,15 +175,19 @@ class Enumeration:
         stage = Stage(
             self._crashed, Promises(Path(os.devnull)), incarnation=1_000_000, seed=crash.call
         )
+        broken: list[str] = []
         try:
-            broken = broken_promises_of_files(self._crashed, promises)
-            stage.start(*NODES)
+            broken += broken_promises_of_files(self._crashed, promises)
+            for node_id in NODES:
+                stage.begin(node_id)
             tally.restarts += 1
+            broken += broken_promises_of_journals(stage, promises)
+            stage.settle()
             lost = lost_in(stage, promises)
             tally.lost += len(lost)
             broken += lost + unsound(stage)
         except (ConsensusError, AssertionError) as error:
-            broken = [f"{type(error).__name__}: {error}"]
+            broken.append(f"{type(error).__name__}: {error}")
         finally:
             stage.close()
         tally.problems += [f"{crash}: {problem}" for problem in broken]
@@ -198,6 +204,24 @@ def broken_promises_of_files(root: Path, promises: list[dict[str, str | int]]) -
             term, name = int(promise["term"]), promise["name"]
             if record.term < term or (record.term == term and record.voted_for != name):
                 broken.append(f"{node_id} forgot its vote for {name} in term {term}")
+    return broken
+
+
+def broken_promises_of_journals(stage: Stage, promises: list[dict[str, str | int]]) -> list[str]:
+    """Entries that a follower said it holds, and does not.
+
+    Those of an older term than it is in may have been withdrawn since.
+    """
+    broken = []
+    for node_id, core in stage.cluster.cores.items():
+        held = [
+            int(promise["index"])
+            for promise in promises
+            if promise["kind"] == "holds"
+            and (promise["node"], promise["term"]) == (node_id, core.engine.term)
+        ]
+        if held and core.journal.last_index < max(held):
+            broken.append(f"{node_id} ends at {core.journal.last_index}, not at {max(held)}")
     return broken
 
 

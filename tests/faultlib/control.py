@@ -15,6 +15,7 @@ import ctypes
 import mmap
 import os
 import time
+from enum import Flag
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,14 @@ CRASH_CODE = 137
 _WHEN: dict[CrashWhen, int] = {"before": 1, "partial": 2, "after": 3}
 
 
+class Lies(Flag):
+    """What a disk lies about when it is told to sync it."""
+
+    NONE = 0
+    FILES = 1
+    FOLDERS = 2
+
+
 class _Control(ctypes.Structure):
     """`struct control` of faultlib.h."""
 
@@ -37,6 +46,7 @@ class _Control(ctypes.Structure):
         ("magic", ctypes.c_uint64),
         ("write_errno", ctypes.c_int64),
         ("sync_errno", ctypes.c_int64),
+        ("lying_syncs", ctypes.c_uint64),
         ("room_bytes", ctypes.c_int64),
         ("refused_count", ctypes.c_int64),
         ("call_count", ctypes.c_uint64),
@@ -108,6 +118,15 @@ class Faults:
     @sync_errno.setter
     def sync_errno(self, number: int) -> None:
         self._control.sync_errno = number
+
+    @property
+    def lies(self) -> Lies:
+        """Syncs of these say that all is well, and nothing becomes durable."""
+        return Lies(self._control.lying_syncs)
+
+    @lies.setter
+    def lies(self, lies: Lies) -> None:
+        self._control.lying_syncs = lies.value
 
     @property
     def room_bytes(self) -> int | None:
@@ -190,6 +209,7 @@ class Faults:
         """Storage works, nothing crashes, wall time has no jump and clocks run at the true rate."""
         self.write_errno = self.sync_errno = 0
         self.room_bytes = None
+        self.lies = Lies.NONE
         self.never_crash()
         if self._control.clock_changes:
             self.drift(0)
@@ -202,7 +222,7 @@ class Faults:
         os.unlink(self.path)
 
 
-def count_from_here(call: int, when: CrashWhen) -> int:
+def count_from_here(call: int, when: CrashWhen, *, lies: Lies = Lies.NONE) -> int:
     """Inside a process under faults: count calls from here on, and crash at this one (0: at none).
 
     Returns the ticket that the next record of the log gets.
@@ -212,4 +232,5 @@ def count_from_here(call: int, when: CrashWhen) -> int:
     control.call_count = 0
     control.crash_when = _WHEN[when]
     control.crash_at_call = call
+    control.lying_syncs = lies.value
     return int(control.ticket)

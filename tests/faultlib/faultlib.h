@@ -28,6 +28,7 @@ struct control {
     uint64_t magic;
     int64_t write_errno;    /* every write below the folder fails with this; 0: none does */
     int64_t sync_errno;     /* the same for fsync, fdatasync and sync_file_range */
+    uint64_t lying_syncs;   /* LIE_ABOUT_…: syncs of these say that all is well, and do nothing */
     int64_t room_bytes;     /* by how much files may still grow before ENOSPC; -1: without bound */
     int64_t refused_count;  /* calls that were made to fail so far */
     uint64_t call_count;    /* mutating calls below the folder so far */
@@ -41,6 +42,9 @@ struct control {
     int64_t rate_before_ppm;
     int64_t rate_ppm;       /* how much faster than true time; may be negative */
 };
+
+#define LIE_ABOUT_FILES 1
+#define LIE_ABOUT_FOLDERS 2
 
 enum crash_when { CRASH_BEFORE = 1, CRASH_PARTIAL = 2, CRASH_AFTER = 3 };
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faultlib import powerloss
 from tests.faultlib.child import Child, run
-from tests.faultlib.control import CRASH_CODE, Faults
+from tests.faultlib.control import CRASH_CODE, Faults, Lies
 from tests.faultlib.oplog import LogIncomplete
 from tests.faultlib.powerloss import Names
 
@@ -152,6 +152,15 @@ def test_what_a_failed_sync_should_have_kept_is_lost_even_if_a_later_one_succeed
 
     assert bytes(4) + b"kept" in found
     assert all(data is not None and data.endswith(b"kept") for data in found)
+
+
+def test_a_disk_that_lies_about_syncs_loses_what_was_synced(faults: Faults) -> None:
+    program = "os.fsync(made('a', b'one')); sync_folder()"
+
+    faults.lies = Lies.FILES
+    assert {(("a", b"one"),), (("a", b""),)} <= outcomes(faults, program)
+    faults.lies = Lies.FOLDERS
+    assert outcomes(faults, program) == {(), (("a", b"one"),)}
 
 
 def test_a_commit_that_sqlite_called_durable_survives_and_the_database_is_sound(
