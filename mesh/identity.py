@@ -27,8 +27,9 @@ from mesh.errors import BadPem, CertificateExpired, IdentityError, KeyMismatch, 
 SERVER_NAME = "quorumesh"  # on every node's certificate, whatever its address
 AUTHORITY_LIFETIME = timedelta(days=3_652)
 LEAF_LIFETIME = timedelta(days=365)
-# Hosts' clocks differ a little: a certificate is good from shortly before it was made.
-CLOCK_SKEW = timedelta(minutes=10)
+# Hosts' clocks differ, by hours where a time zone is set wrong: certificates are good from a day
+# before they were made, so that such a host can speak from the first day on.
+CLOCK_SKEW = timedelta(hours=25)
 PEM_BYTES_MAX = 65_536
 NAME_CHARS_MAX = 48
 

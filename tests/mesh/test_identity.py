@@ -100,10 +100,17 @@ def test_an_expired_certificate_says_until_when_and_what_to_do(tmp_path: Path) -
 
 def test_a_certificate_from_before_the_clock_says_to_set_it(tmp_path: Path) -> None:
     credentials_of(Authority.create("m"), Principal("node", "n1")).save(tmp_path)
-    earlier = datetime.now(UTC) - timedelta(days=1)
+    earlier = datetime.now(UTC) - timedelta(days=2)
 
     with pytest.raises(CertificateExpired, match="set this host's clock"):
         NodeCredentials.load(tmp_path, now=earlier)
+
+
+def test_a_host_whose_clock_is_an_hour_behind_can_use_what_was_just_made(tmp_path: Path) -> None:
+    credentials_of(Authority.create("m"), Principal("node", "n1")).save(tmp_path)
+    behind = datetime.now(UTC) - timedelta(hours=1)
+
+    assert NodeCredentials.load(tmp_path, now=behind).node_id == "n1"
 
 
 def test_a_certificate_of_another_mesh_is_refused(tmp_path: Path) -> None:
