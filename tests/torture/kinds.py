@@ -18,6 +18,7 @@ from tests.torture.lab import Network, Pair, SmallDisk, number_of
 from tests.torture.load import Load
 
 LEASE_S = 3.0
+WELL_S = 30.0  # generous: a fault is on, or five nodes start at once
 HELD_CLAIMS_MIN = 36
 JUMP_HOURS = 1
 DRIFT_PPM = 200_000
@@ -187,13 +188,19 @@ def rolled_back(scene: Scene) -> Wound:
 
 
 def clock_jump(scene: Scene) -> Wound:
-    """Wall time jumps by an hour, ahead or back, on some of the nodes."""
+    """Wall time jumps by an hour, ahead or back, on some of the nodes; one of them starts anew.
+
+    So its connections, and the certificates that they rest on, are judged by the wrong time too.
+    """
     victims = scene.shuffled()[: scene.rng.randint(1, len(scene.nodes))]
     jumps = {node.name: scene.rng.choice((-JUMP_HOURS, JUMP_HOURS)) for node in victims}
     for name, hours in jumps.items():
         scene.faults[name].jump_wall(hours=hours)
     words = " ".join(f"{name}{hours:+d}h" for name, hours in jumps.items())
-    return Wound(words, lambda: _heal(scene))
+    victims[0].kill()
+    victims[0].start()
+    wait_well(victims[0])
+    return Wound(f"{words}, {victims[0].name} started anew", lambda: _heal(scene))
 
 
 def clock_drift(scene: Scene) -> Wound:
@@ -253,6 +260,16 @@ KINDS: dict[str, Kind] = {
         Kind("hand-over", hand_over, 3 * LEASE_S),
     )
 }
+
+
+def wait_well(node: NodeProcess, *, within_s: float = WELL_S) -> None:
+    """Wait until a node runs and can write. AssertionError: it does not."""
+
+    def is_well() -> bool:
+        assert not node.has_ended(), f"{node.name} ended by itself:\n{node.log_tail()}"
+        return node.status().writable
+
+    wait_for(is_well, f"{node.name} can write", within_s=within_s)
 
 
 def _cut(scene: Scene, victims: str, pairs: Iterable[Pair]) -> Wound:

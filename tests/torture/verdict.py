@@ -43,10 +43,10 @@ class Ledgers:
     broken: list[str]
 
 
-def wait_equal(mesh: LocalMesh, since_s: float) -> float | None:
+def wait_equal(mesh: LocalMesh, since_s: float, *, within_s: float = EQUAL_WAIT_S) -> float | None:
     """Seconds since `since_s` until all nodes had one full digest; None: never seen."""
     try:
-        mesh.equal_digests(within_s=EQUAL_WAIT_S)
+        mesh.equal_digests(within_s=within_s)
     except NotInTime:
         return None
     return time.monotonic() - since_s
