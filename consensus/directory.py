@@ -12,6 +12,7 @@ the other's -wal and silently serve old data.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,10 +50,12 @@ class LedgerDirectory:
             if has_journal or has_vote:
                 raise Damaged(f"{current} is missing beside a journal: the ledger is lost")
             self._make_ledger("ledger-0")
-        name = disk.read(current)[:CURRENT_BYTES_MAX].decode("ascii", "replace").strip()
+        name = name_in(disk.read(current), current)
         folder = self.root / name
-        if not name.startswith("ledger-") or "/" in name or not folder.is_dir():
+        if not folder.is_dir():
             raise Damaged(f"{current} names {name!r}, which is not a ledger here")
+        # A name that was given just before a crash may not be durable yet. Others go after it is.
+        disk.sync_folder(self.root)
         if not has_journal and (has_vote or name != "ledger-0"):
             raise Damaged(
                 f"{self.journal} is empty beside a vote or an installed ledger: it is lost"
@@ -100,3 +103,10 @@ class LedgerDirectory:
     def _point_at(self, name: str) -> None:
         # The new folder's name is durable with the record that names it: both lie in the root.
         self.disk.replace(self.root / "CURRENT", name.encode("ascii") + b"\n")
+
+
+def name_in(data: bytes, path: Path) -> str:
+    """The ledger directory that a CURRENT file names. Damaged unless it is byte for byte ours."""
+    if not re.fullmatch(rb"ledger-(0|[1-9][0-9]{0,18})\n", data):
+        raise Damaged(f"{path} says {data[:CURRENT_BYTES_MAX]!r}, which names no ledger")
+    return data.decode("ascii").rstrip("\n")
