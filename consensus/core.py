@@ -30,9 +30,9 @@ from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
 from consensus.retiring import let_go
 from consensus.room import Room
-from consensus.scrub import Scrubbing, is_damage, open_ledger, refuse_marked, write_mark
+from consensus.scrub import Scrubbing, is_damage, refuse_marked, write_mark
 from consensus.snapshots import Snapshots
-from consensus.storage import Storage, open_journal
+from consensus.storage import Storage, open_journal, open_ledger
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
@@ -43,7 +43,11 @@ log = logging.getLogger("consensus.core")
 
 
 class Core:
-    """One node's replica. Raises Damaged from the constructor when its folder cannot be trusted."""
+    """One node's replica.
+
+    Raises from the constructor: Damaged when its folder cannot be trusted, StorageFailed when it
+    cannot even be read.
+    """
 
     def __init__(self, config: ReplicaConfig, ports: Ports, *, on_wake: Callable[[], None]) -> None:
         self.config = config
@@ -52,9 +56,7 @@ class Core:
         self._observers: list[Observer] = []
         refuse_marked(config.root, ports.disk)
         self._directory = LedgerDirectory(config.root, ports.disk)
-        self._path = self._directory.prepare()
-        self.ledger = open_ledger(self._path)
-        self._reader = Reader.open(str(self._path))
+        self._path, self.ledger, self._reader = open_ledger(self._directory)
         self.counted = CountedClock(ports.clock, counted_ms=self.ledger.counted_ms)
         self.proposals = Proposals(ports.incarnation)
         self.snapshots = Snapshots(
@@ -128,8 +130,8 @@ class Core:
         try:
             self.journal = self._open_journal()
             self.engine = self._make_engine()
-        except OSError as error:
-            self._storage.engine_failed(error)
+        except (OSError, StorageFailed) as error:
+            self.engine.failed = error
             return
         self.forwarding = Forwarding(self.engine, self._ports.link, self.proposals)
         self._seen_leader = ("", 0)

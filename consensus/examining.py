@@ -17,7 +17,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 from quorumesh.v1.ledger_pb2 import Entry, MembershipChange
 
-from consensus.directory import CURRENT_BYTES_MAX, LedgerDirectory
+from consensus.directory import LedgerDirectory, name_in
 from consensus.engine.codec import MEMBERSHIP, NO_OP, REGULAR
 from consensus.engine.disk import Disk
 from consensus.engine.inspect import VoteReport, inspect_vote
@@ -170,9 +170,9 @@ def _current(state: Path, found: list[Path]) -> str:
     current = state / "CURRENT"
     if not current.exists():
         raise Damaged(f"{current} is missing: the ledger is lost")
-    name = current.read_bytes()[:CURRENT_BYTES_MAX].decode("ascii", "replace").strip()
+    name = name_in(current.read_bytes(), current)
     path = state / name / "ledger.db"
-    if not name.startswith("ledger-") or "/" in name or not path.is_file():
+    if not path.is_file():
         raise Damaged(f"{current} names {name!r}, which is not a ledger here")
     found.append(path)
     return f"{path}"

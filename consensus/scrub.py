@@ -28,7 +28,6 @@ from quorumesh.v1.peer_pb2 import Frame, ScrubDigest
 
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, Unavailable
-from consensus.ledger import Ledger
 from consensus.ledger.parts import Range, first_range, read_range
 from consensus.ports import Background, Clock, Link
 
@@ -349,16 +348,6 @@ def is_damage(error: sqlite3.Error) -> bool:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     is_no_text = code == 0 and str(error).startswith("Could not decode to UTF-8")
     return is_no_text or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def open_ledger(path: Path) -> Ledger:
-    """The ledger in force. Raises Damaged when its file cannot be read as one."""
-    try:
-        return Ledger.open(str(path))
-    except sqlite3.DatabaseError as error:
-        if not is_damage(error):
-            raise
-        raise Damaged(f"the ledger is damaged: {error}") from error
 
 
 def write_mark(root: Path, why: str, disk: Disk) -> None:

@@ -8,13 +8,16 @@ mends nothing itself.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+from pathlib import Path
 
 from consensus.directory import LedgerDirectory
 from consensus.engine import Journal
 from consensus.errors import Damaged, DiskFull, StorageFailed, Unavailable
-from consensus.ledger import Ledger
+from consensus.ledger import Ledger, Reader
 from consensus.ports import Background
 from consensus.room import Room, is_full
+from consensus.scrub import is_damage
 
 MENDED_RETRY_MS = 5_000
 
@@ -89,6 +92,22 @@ class Storage:
         return self._ledger_error is None or self._room.is_back(0)
 
 
+def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
+    """The ledger in force, made if the folder is new.
+
+    Raises Damaged when what is there cannot be trusted, StorageFailed when the disk refuses even
+    what a node needs in order to read.
+    """
+    try:
+        path = directory.prepare()
+        ledger = Ledger.open(str(path))
+        return path, ledger, Reader.open(str(path))
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            raise Damaged(f"the ledger is damaged: {error}") from error
+        raise StorageFailed(f"{directory.root} cannot be opened: {error}") from error
+
+
 def open_journal(
     directory: LedgerDirectory,
     ledger: Ledger,
@@ -99,15 +118,19 @@ def open_journal(
 ) -> Journal:
     """The journal beside this ledger, of which `installed_index` was copied from a peer.
 
-    Finishes an install that a crash cut short. Raises Damaged when one of the two has lost entries;
-    when the disk refuses, the journal can be read, and its `failed` says why it takes nothing.
+    Finishes an install that a crash cut short. Raises Damaged when one of the two has lost entries,
+    StorageFailed when it cannot be read. When the disk refuses to write, the journal can be read,
+    and its `failed` says why it takes nothing.
     """
-    journal = Journal(
-        directory.journal,
-        background=background,
-        segment_bytes_max=segment_bytes_max,
-        disk=directory.disk,
-    )
+    try:
+        journal = Journal(
+            directory.journal,
+            background=background,
+            segment_bytes_max=segment_bytes_max,
+            disk=directory.disk,
+        )
+    except OSError as error:
+        raise StorageFailed(f"{directory.journal} cannot be read: {error}") from error
     applied, term = ledger.applied_index, ledger.applied_term
     if applied < journal.base_index:
         raise Damaged(

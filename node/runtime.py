@@ -22,7 +22,7 @@ from quorumesh.v1.ledger_pb2 import Bootstrap
 from quorumesh.v1.mesh_pb2 import CreateTokenRequest
 
 from consensus.core import Ports, ReplicaConfig
-from consensus.errors import ConsensusError, Damaged
+from consensus.errors import ConsensusError, Damaged, StorageFailed
 from consensus.ledger import APPLY_VERSION, LEASE_MS, CannotApply
 from consensus.replica import Replica
 from mesh.client_errors import MeshError, Refused, Unreachable
@@ -98,7 +98,7 @@ def run_node(config: NodeConfig) -> int:
         return _say(f"{error}; {_how_to_rejoin(config)}", EXIT_DAMAGED)
     except BootError as error:
         return _say(str(error), EXIT_DAMAGED)
-    except (JoinFailed, Unreachable) as error:
+    except (JoinFailed, Unreachable, StorageFailed) as error:
         return _say(str(error), EXIT_UNAVAILABLE)
     except (Refused, MeshError) as error:
         return _say(str(error), EXIT_REFUSED)
@@ -125,7 +125,7 @@ async def serve(
         try:
             await node.run(ready)
         except ExceptionGroup as failed:
-            known, _ = failed.split((ConfigError, Damaged, CannotApply))
+            known, _ = failed.split((ConfigError, Damaged, StorageFailed, CannotApply))
             if known is not None:
                 raise _first(known) from failed
             # The last place where anything may be caught: a bug ends the node, loudly.

@@ -84,6 +84,7 @@ class Journal:
         self.synced_offset = 0
         self.synced_index = opened.proven_index
         self._proven = opened.proven
+        self._named = opened.proven  # the furthest position that the file itself proves
         try:
             self._start(opened)
         except OSError as error:
@@ -104,6 +105,7 @@ class Journal:
             if name in opened.leftovers or name.endswith(".tmp"):
                 self._disk.remove(self._folder / name)
         self._proven = (self._segments[-1].sequence, self._segments[-1].bytes_used)
+        self._named = self._proven
         self.synced_index = self.last_index
 
     def _renew(self, opened: Opened) -> None:
@@ -149,7 +151,7 @@ class Journal:
         if cut_index <= head.base_index:
             segment.cut_index = cut_index
         self._segments.append(segment)
-        self._proven = (head.sequence, len(data))
+        self._proven = self._named = (head.sequence, len(data))
 
     # What it holds.
 
@@ -281,7 +283,7 @@ class Journal:
             return
         if self.synced_offset == self.written_offset and not self._buffer:
             return
-        self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
+        self._name_proven()
         self._write_buffer()
         segment = self._segments[-1]
         syncing = Syncing(
@@ -327,7 +329,7 @@ class Journal:
             return
         self._is_closed = True
         try:
-            if self.failed is None and (self._buffer or self.synced_offset < self.written_offset):
+            if self.failed is None:
                 self._sync_at_end()
         except OSError as error:
             self._fail(error)
@@ -340,19 +342,27 @@ class Journal:
             self._retired, self._handle = [], -1
 
     def _sync_at_end(self) -> None:
-        self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
-        self._write_buffer()
+        is_all_synced = not self._buffer and self.synced_offset == self.written_offset
+        if not is_all_synced:
+            self._name_proven()
+            self._write_buffer()
         if self._syncing is not None:
             # If that one fails, a sync beside it may lie: what it was to make durable is unproven.
             return
-        segment = self._segments[-1]
-        for handle in [*self._retired, self._handle]:
-            self._disk.sync(handle)
-        self._put(Kind.GROUP, GROUP_BODY.pack(segment.sequence, segment.bytes_used))
-        self._write_buffer()
-        self._disk.sync(self._handle)
+        if not is_all_synced:
+            for handle in [*self._retired, self._handle]:
+                self._disk.sync(handle)
+            self._proven = (self._segments[-1].sequence, self._segments[-1].bytes_used)
+        if self._named < self._proven:
+            self._name_proven()
+            self._write_buffer()
+            self._disk.sync(self._handle)
 
     # Inside.
+
+    def _name_proven(self) -> None:
+        self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
+        self._named = self._proven
 
     def _put(self, kind: Kind, body: bytes) -> None:
         if self.failed is not None:
@@ -399,7 +409,7 @@ class Journal:
         segment = Segment(head.sequence, head.base_index, head.base_term, head.base_index, 0)
         self._segments.append(segment)
         self._add(head.encode())
-        self._put(Kind.GROUP, GROUP_BODY.pack(*self._proven))
+        self._name_proven()
 
     def _retire_handle(self, *, unsynced: bool = False) -> None:
         busy = self._syncing is not None and self._handle in self._syncing.handles

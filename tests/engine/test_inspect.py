@@ -25,6 +25,12 @@ def test_a_stopped_journal_is_proven_to_its_last_entry(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_a_stopped_journal_with_nothing_left_to_sync_is_proven_too(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+
+    assert inspect_journal(tmp_path).proven_index == 6
+
+
 def test_a_torn_tail_is_counted_and_left_alone(tmp_path: Path) -> None:
     filled(tmp_path).close()
     (path,) = tmp_path.iterdir()
