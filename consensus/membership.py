@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 ASKS_WAITING_MAX = 16  # changes that one node brings to the leader at a time
 ASK_AGAIN_MS = 200
 CAUGHT_UP_ENTRIES = 50
+ROUND_MS_MAX = (
+    400  # of a round of catching up after which a node may vote: an election takes longer
+)
 HAND_OVER_MS = 1_000  # for so long a leader takes no commands while it asks another to lead
 HAND_OVER_PAUSE_MS = 1_000  # before it asks again, it serves its clients
 
@@ -72,6 +75,7 @@ class Membership:
         self._asks: list[Ask] = []
         self._heir = ""
         self._hand_over_ms = NEVER_MS
+        self._rounds: dict[str, tuple[int, int]] = {}  # member: when it began, up to which entry
 
     def add_voter(self, node_id: str, *, deadline_ms: int, done: Changed) -> None:
         """Give a member a vote once it has caught up. Idempotent. `done` is called once, later."""
@@ -123,6 +127,7 @@ class Membership:
     def leader_changed(self) -> None:
         """Whoever leads now has not been asked yet."""
         self._heir, self._hand_over_ms = "", NEVER_MS
+        self._rounds.clear()
         for ask in self._asks:
             ask.asked_ms = NEVER_MS
 
@@ -208,12 +213,20 @@ class Membership:
     def _has_caught_up(self, node_id: str) -> bool:
         """Nothing matched means that it has not answered at all, however short the log is.
 
-        Who is not heard from might never be, and would count in every majority from then on.
+        Who is not heard from might never be, and would count in every majority from then on. On a
+        busy mesh the end of the log is never near: then a short round will do (thesis 4.2.1), in
+        which it has received all that the log held when the round began.
         """
-        engine = self._core.engine
+        engine, now_ms = self._core.engine, self._core.now_ms()
         engine.feed(node_id)
         matched = engine.matched(node_id)
-        return matched > 0 and matched + CAUGHT_UP_ENTRIES >= engine.last_index
+        if matched == 0 or matched + CAUGHT_UP_ENTRIES >= engine.last_index:
+            return matched > 0
+        began_ms, wanted = self._rounds.get(node_id, (NEVER_MS, 0))
+        if matched < wanted:
+            return False
+        self._rounds[node_id] = (now_ms, engine.last_index)
+        return now_ms - began_ms <= ROUND_MS_MAX
 
     # Handing over (Raft thesis 3.10): no new entries, so that another voter can hold them all.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from quorumesh.v1.ledger_pb2 import AddToken, Admit, Barrier, Command
 from quorumesh.v1.peer_pb2 import Frame
 
+from consensus.errors import OutcomeUnknown
+from consensus.membership import CAUGHT_UP_ENTRIES, ROUND_MS_MAX
 from consensus.proposals import PROPOSALS_WAITING_MAX
 from tests.consensus.cluster import Cluster, MemoryEnd
 from tests.consensus.test_cores import accepted, join, submit, three
@@ -71,6 +74,56 @@ def test_a_joiner_that_dies_before_its_promotion_holds_up_nobody(tmp_path: Path)
     join(cluster, "n5")
 
     assert sorted(cluster.wait_leader().engine.voters) == ["n1", "n2", "n3", "n5"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rule_16_a_joiner_far_behind_gets_a_vote_only_when_it_has_caught_up(
+    tmp_path: Path, seed: int
+) -> None:
+    cluster = three(tmp_path, seed=seed, compact_entries=100, keep_entries=20)
+    leader = cluster.wait_leader()
+    for number in range(1, 301):
+        accepted(cluster.propose(leader.config.node_id, submit(number)))
+    admit(cluster, "n4")
+    joiner = cluster.start("n4", joined_voters={"n1": "n1", "n2": "n2", "n3": "n3"})
+    cluster.slow_down("n4", (40_000, 90_000))
+
+    ends: list[tuple[int, int]] = []  # when the log ended where
+
+    for number in range(301, 1_000):
+        ends.append((cluster.world.monotonic_ms(), leader.engine.last_index))
+        accepted(cluster.propose(leader.config.node_id, submit(number)))
+        if "n4" in leader.engine.voters:
+            break
+        assert joiner.engine.role == "passive"
+    matched = leader.engine.matched("n4")
+
+    # Under this load the end of the log is always further away than its disk is quick.
+    assert 300 < matched < leader.engine.last_index - CAUGHT_UP_ENTRIES // 2
+    lag_ms = cluster.world.monotonic_ms() - max(at_ms for at_ms, end in ends if end <= matched)
+    assert lag_ms <= ROUND_MS_MAX
+
+
+def test_rule_16_a_learner_is_never_counted_and_never_stands(tmp_path: Path) -> None:
+    cluster = three(tmp_path, voters_max=3)
+    admit(cluster, "n4")
+    learner = cluster.start("n4", joined_voters={"n1": "n1", "n2": "n2", "n3": "n3"})
+    accepted(cluster.propose("n4", submit(1)))
+    leader = cluster.wait_leader()
+    before = leader.engine.commit_index
+
+    for node_id in sorted({"n1", "n2", "n3"} - {leader.config.node_id}):
+        cluster.kill(node_id)
+    answers: list[object] = []
+    deadline_ms = cluster.world.monotonic_ms() + 1_000
+    leader.propose([submit(2)], deadline_ms=deadline_ms, done=answers.append)
+    cluster.world.run_for(200)
+    assert leader.engine.matched("n4") == leader.engine.last_index > before
+    cluster.world.run_for(10_000)
+
+    assert leader.engine.commit_index == before
+    assert learner.engine.role == "passive" and learner.engine.counters.prevotes == 0
+    assert [type(answer) for answer in answers] == [OutcomeUnknown]
 
 
 def test_two_nodes_that_join_at_once_both_get_a_vote(tmp_path: Path) -> None:
