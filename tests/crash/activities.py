@@ -26,7 +26,7 @@ from tests.consensus.cluster import Cluster, Wires, World
 
 NODES = ("n1", "n2", "n3")
 WORKER = b"w0"
-SEGMENT_BYTES_MAX = 2_048
+SEGMENT_BYTES_MAX = 1_024
 FIRST_TASK = 1_000  # of an activity; those of its preparation come before
 
 
@@ -73,7 +73,7 @@ class Stage:
         self.cluster = Cluster(
             root,
             seed=seed,
-            compact_entries=12,
+            compact_entries=6,
             keep_entries=4,
             segment_bytes_max=SEGMENT_BYTES_MAX,
         )
@@ -184,27 +184,19 @@ class Activity:
 
 
 def _append(stage: Stage) -> None:
-    for number in range(FIRST_TASK, FIRST_TASK + 4):
+    for number in range(FIRST_TASK, FIRST_TASK + 2):
         stage.submit(number, through=NODES[number % 3])
     stage.settle()
 
 
 def _compact(stage: Stage) -> None:
-    before = {name: core.compaction.done_count for name, core in stage.cluster.cores.items()}
-    stage.submit(FIRST_TASK)
-    for number in range(FIRST_TASK + 1, FIRST_TASK + 40):
-        if all(c.compaction.done_count > before[n] for n, c in stage.cluster.cores.items()):
+    """Until every node has dropped a segment of its journal."""
+    before = {name: core.journal.base_index for name, core in stage.cluster.cores.items()}
+    for number in range(FIRST_TASK, FIRST_TASK + 40):
+        if all(c.journal.base_index > before[n] for n, c in stage.cluster.cores.items()):
             return
         stage.submit(number)
-    raise AssertionError("no compaction took place")
-
-
-def _nearly_compact(stage: Stage) -> None:
-    """Up to where the next few entries make a compaction due."""
-    found_mesh(stage)
-    for number in range(10, 16):
-        stage.submit(number)
-    stage.settle()
+    raise AssertionError("no segment was dropped")
 
 
 def _copy(stage: Stage) -> None:
@@ -265,7 +257,7 @@ def _open(stage: Stage) -> None:
 
 ACTIVITIES = (
     Activity("append", found_mesh, _append),
-    Activity("compaction", _nearly_compact, _compact),
+    Activity("compaction", found_mesh, _compact),
     Activity("snapshot", found_mesh, _copy),
     Activity("install", _leave_one_behind, _install, nodes=("n1", "n2")),
     Activity("vote", found_mesh, _vote),
