@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import random
 import shutil
-import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tests.e2e.mesh_process import LocalMesh, NodeProcess, wait_for
+from tests.e2e.mesh_process import LocalMesh, NodeProcess, NotInTime, wait_for
 from tests.faultlib.control import Faults
 from tests.faultlib.powerloss import lose_power
 from tests.torture.lab import Network, Pair, SmallDisk, number_of
@@ -19,7 +17,8 @@ from tests.torture.load import Load
 
 LEASE_S = 3.0
 WELL_S = 30.0  # generous: a fault is on, or five nodes start at once
-HELD_CLAIMS_MIN = 36
+HELD_CLAIMS_MIN = 40
+HELD_WAIT_S = 20.0
 JUMP_HOURS = 1
 DRIFT_PPM = 200_000
 LOSS = 0.05
@@ -217,21 +216,28 @@ def hand_over(scene: Scene) -> Wound:
 
     Then all of it goes on, and every worker completes what it held under its old fence.
     """
-    [*victims] = scene.shuffled()[:2]
-    workers = [worker for node in victims for worker in scene.load.workers_at(node.name)]
-    scene.load.hold_back(workers)
+    victims = scene.shuffled()[:2]
+    names = {node.name for node in victims}
+    # All sit on what they get until the victims have enough, whoever is served first.
+    scene.load.hold_back(scene.load.workers)
+    held = [worker for worker in scene.load.workers if worker.node in names]
 
-    def all_hold() -> bool:
-        return sum(worker.holding_count for worker in workers) >= HELD_CLAIMS_MIN
+    def holding() -> bool:
+        return sum(worker.holding_count for worker in held) >= HELD_CLAIMS_MIN
 
-    wait_for(all_hold, f"{HELD_CLAIMS_MIN} claims are held", within_s=30)
+    try:
+        wait_for(holding, f"{HELD_CLAIMS_MIN} claims are held", within_s=HELD_WAIT_S)
+    except NotInTime:
+        scene.load.go_on(scene.load.workers)
+        raise
     for victim in victims:
-        os.kill(victim.pid, signal.SIGSTOP)
+        victim.pause()
+    scene.load.go_on([worker for worker in scene.load.workers if worker not in held])
 
     def mend() -> None:
         for victim in victims:
             victim.resume()
-        scene.load.go_on()
+        scene.load.go_on(held)
 
     return Wound(_names(victims), mend)
 

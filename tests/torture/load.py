@@ -69,16 +69,18 @@ class Load:
         assert not self._thread.is_alive(), "the load does not end"
         self.check()
 
-    def workers_at(self, name: str) -> list[RecordingWorker]:
-        return [worker for worker in self._workers if worker.node == name]
+    @property
+    def workers(self) -> list[RecordingWorker]:
+        return list(self._workers)
 
     def hold_back(self, workers: Sequence[RecordingWorker]) -> None:
+        """These complete nothing from now on."""
         for worker in workers:
             self._call(worker.hold_back)
 
-    def go_on(self) -> None:
-        """All workers complete what they hold."""
-        for worker in self._workers:
+    def go_on(self, workers: Sequence[RecordingWorker]) -> None:
+        """These complete what they hold."""
+        for worker in workers:
             self._call(worker.go_on)
 
     def _call(self, what: Callable[[], None]) -> None:

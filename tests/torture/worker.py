@@ -85,7 +85,6 @@ class RecordingWorker:
         rng: random.Random,
         effects: Effects,
     ) -> None:
-        self.holds_back = False  # it sits on what it is given
         self._seats = list(seats)
         self._home = home
         self._at = home
@@ -113,12 +112,10 @@ class RecordingWorker:
 
     def hold_back(self) -> None:
         """Complete nothing from now on."""
-        self.holds_back = True
         self._go_on.clear()
 
     def go_on(self) -> None:
         """Complete all that is held, under whatever fence it was given."""
-        self.holds_back = False
         self._go_on.set()
 
     async def run(self) -> None:
