@@ -36,6 +36,7 @@ def main() -> int:
     folder = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
     root = Path(tempfile.mkdtemp(prefix="quorumesh-sim-", dir=folder))
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     try:
         if options.jobs > 1 and not options.worker:
             return run_jobs(options)

@@ -52,10 +52,9 @@ class Checks:
 
     # What nodes do.
 
-    def saw_role(self, process: Process) -> None:
+    def leads(self, process: Process) -> None:
+        """A node has become the leader of its term."""
         engine = process.core.engine
-        if engine.role != "leader":
-            return
         known = self.leaders.setdefault(engine.term, process.node.node_id)
         if known != process.node.node_id:
             raise Violation(f"two leaders in term {engine.term}: {known}, {process.node.node_id}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.sim.mesh import Mesh
 
 NODES_MAX = 9  # over a whole life
+LIVE_MAX = 6  # at a time
 VOTERS_LEFT_MIN = 3  # fewer sound ones are never left on purpose
 CHANGE_MS = 4_000
 SECRET = b"d" * 32
@@ -45,7 +46,12 @@ class Members:
     def join(self) -> str:
         """Admit one node more and start it; nobody waits for its vote. Its name; empty: no more."""
         number = len(self.mesh.nodes) + self.joining_count
-        if number >= NODES_MAX:
+        gone = sum(
+            n in self.unwanted or self.mesh.nodes[n].state == "lost"
+            for n in NAMES[:number]
+            if n in self.mesh.nodes
+        )
+        if number >= NODES_MAX or number - gone >= LIVE_MAX:
             return ""
         self.joining_count += 1
         node_id = NAMES[number]
@@ -77,9 +83,10 @@ class Members:
 
     def replace(self, node: SimNode) -> None:
         """Let a new node come and this one go."""
-        if node.node_id not in self.unwanted and self._can_spare("") and self.join():
+        if node.node_id not in self.unwanted and self._can_spare(""):
             self.unwanted.add(node.node_id)
             self._ask_removal(node.node_id)
+            self.join()
 
     def replace_lost(self) -> None:
         """Who cannot be trusted any more goes, and another one comes."""
@@ -127,14 +134,17 @@ class Members:
         if process is not None:
             process.call(ask)
 
-    def unsettled(self, members: dict[str, str], voters: dict[str, str]) -> str:
+    def unsettled(self, newest: Process) -> str:
         """Who is not yet what it is to be; empty when all are."""
+        members, voters = newest.core.ledger.members(), newest.core.engine.voters
+        # Who was out of reach for long after its removal is not told any more.
+        told = newest.core.ledger.farewells()
         for node in self.mesh.nodes.values():
             name, is_voter = node.node_id, node.node_id in voters
             is_member = name in members
             if name in self.unwanted and is_member:
                 return f"{name} is to be removed and still is a member"
-            if not is_member and node.process is not None and not node.core.is_removed:
+            if name in told and node.process is not None and not node.core.is_removed:
                 return f"{name} was removed and does not know it"
             if is_member and node.state != "up":
                 return f"{name} is {node.state} and still a member"

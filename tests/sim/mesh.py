@@ -47,8 +47,11 @@ class Mesh:
         self.members = Members(self)
         self.first_count = self.chance.choice((3, 3, 3, 4, 5))
         self.life = Life(self)
-        self.workers = [Worker(f"w{at}", self.world, self.asking, self.checks) for at in range(3)]
-        pause_ms = self.chance.choice((300, 700, 1_500))
+        self.workers = [
+            Worker(f"w{at}", self.world, self.asking, self.checks)
+            for at in range(self.chance.choice((2, 3)))
+        ]
+        pause_ms = self.chance.choice((400, 900, 2_000))
         self.clients = [
             Client(at, self.world, self.asking, self.checks, pause_ms, end_ms) for at in range(1, 3)
         ]
@@ -108,7 +111,6 @@ class Mesh:
         newest = max(self._processes(), key=lambda p: p.core.ledger.applied_index, default=None)
         if newest is None:
             return "no node is up"
-        members, voters = newest.core.ledger.members(), newest.core.engine.voters
         processes = self._members()
         ledgers = {(p.core.ledger.applied_index, p.core.ledger.digest) for p in processes}
         ends = {p.core.engine.last_index for p in processes}
@@ -124,7 +126,7 @@ class Mesh:
             return f"{counts.running_count} tasks are still running"
         if self.asking.open_count > len(self.workers) * 2:
             return f"{self.asking.open_count} requests have no answer"
-        return self.members.unsettled(members, voters)
+        return self.members.unsettled(newest)
 
     def counts(self) -> dict[str, int]:
         checks = self.checks

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from quorumesh.v1.ledger_pb2 import Bootstrap
 
 from consensus.core import Core, Ports, ReplicaConfig
-from consensus.errors import ConsensusError, Damaged
+from consensus.errors import ConsensusError, Damaged, StorageFailed
 from consensus.ledger import Applied
 from tests.sim.disk import Crashed, SimDisk
 from tests.sim.network import End, Network
@@ -25,10 +25,11 @@ from tests.sim.world import Act, World
 if TYPE_CHECKING:
     from tests.sim.checks import Checks
 
-TICK_MS = (20, 150)  # an idle process is woken late now and then
-WAKE_US = (20, 400)
+TICK_MS = (30, 180)  # an idle process is woken late
+WAKE_US = (50, 3_000)  # a busy host: what came in the meantime is done in one turn
 DISK_DELAY_US = (100, 400)
 BACKLOG_MAX = 50_000
+REOPEN_MS = 700  # whoever runs the node tries again when its disk refused it
 MESH_ID = "m"
 NAMES = tuple(f"n{number}" for number in range(1, 13))
 
@@ -38,19 +39,17 @@ class SimClock:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._from_us, self._read_us = world.now_us, world.now_us
+        self._from_us, self._from_ms = world.now_us, world.now_us // 1_000
         self._per_mille = 1_000
         self.wall_offset_ms = 1_700_000_000_000
 
-    def _monotonic_us(self) -> int:
-        return self._read_us + (self._world.now_us - self._from_us) * self._per_mille // 1_000
-
     def run_at(self, per_mille: int) -> None:
-        self._read_us, self._from_us = self._monotonic_us(), self._world.now_us
+        self._from_ms, self._from_us = self.monotonic_ms(), self._world.now_us
         self._per_mille = per_mille
 
     def monotonic_ms(self) -> int:
-        return self._monotonic_us() // 1_000
+        passed_us = self._world.now_us - self._from_us
+        return self._from_ms + passed_us * self._per_mille // 1_000_000
 
     def wall_ms(self) -> int:
         return self.wall_offset_ms + self.monotonic_ms()
@@ -78,6 +77,7 @@ class Process:
         self.is_alive = True
         self.is_paused = False
         self.is_woken = False
+        self.led_count = 0
         self.backlog: list[Act] = []
         self.under_way: dict[int, Work] = {}
         self._work_count = 0
@@ -97,7 +97,9 @@ class Process:
         except Crashed:
             self.node.crashed()
         else:
-            self.node.checks.saw_role(self)
+            if self.core.engine.counters.led != self.led_count:
+                self.led_count = self.core.engine.counters.led
+                self.node.checks.leads(self)
 
     def wake(self) -> None:
         if not self.is_woken and self.is_alive:
@@ -201,6 +203,11 @@ class SimNode:
             self.crashed()
         except Damaged as damage:
             self._refused(damage)
+        except StorageFailed as failure:
+            self.world.note("unopened", self.node_id, words=str(failure))
+            self._end_process(silently=False)
+            self.state = "down"
+            self.world.after_ms(REOPEN_MS, self.start)
         else:
             process.end.set_peers({name: name for name in NAMES})
             process.tick()

@@ -32,7 +32,7 @@ from tests.sim.clients import Asking
 from tests.sim.node import Process, SimNode
 from tests.sim.world import Violation, World
 
-RENEW_MS = 900
+RENEW_MS = (700, 1_500)
 WORK_MS = (5, 400)
 LATE_MS = (3_200, 9_000)  # longer than a lease
 SLOTS = 3
@@ -72,7 +72,7 @@ class Worker:
         self.quiet_until_ms = max(self.quiet_until_ms, self.world.now_ms + ms)
 
     def _tend(self) -> None:
-        self.world.after_ms(self.chance.randrange(RENEW_MS // 2, RENEW_MS), self._tend)
+        self.world.after_ms(self.chance.randrange(*RENEW_MS), self._tend)
         if self.world.now_ms < self.quiet_until_ms:
             return
         process = self.process
@@ -117,7 +117,8 @@ class Worker:
 
         def renewed(process: Process, outcomes: list[Outcome]) -> None:
             is_stale = any(o.reason == values_pb2.STALE_EPOCH for o in outcomes)
-            if is_stale and self.epoch == epoch:
+            # When its node does not answer it goes on through one that does.
+            if self.epoch == epoch and (is_stale or process is not self.process):
                 self.process = None
 
         self.asking.ask(commands, renewed, through=self.node)
