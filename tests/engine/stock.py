@@ -10,12 +10,13 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import pysyncobj.syncobj as library
 from pysyncobj import SyncObj, SyncObjConf, replicated
-from pysyncobj.journal import FileJournal
+from pysyncobj.journal import FileJournal, ResizableFile
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
@@ -77,9 +78,9 @@ def private(node: Stock, name: str) -> Any:
     return getattr(node, f"_SyncObj__{name}")
 
 
-def leading() -> tuple[Stock, Wire]:
+def leading(**options: Any) -> tuple[Stock, Wire]:
     """A stock node elected, whose no-op is acknowledged by b."""
-    node, wire = make()
+    node, wire = make(**options)
     node.doTick()
     NOW_S[0] += 5
     node.doTick()
@@ -113,6 +114,17 @@ def row_1_a_flipped_byte_is_served_as_data(folder: Path) -> bool:
     data[data.index(b"AAAA") + 50] = ord("B")
     path.write_bytes(bytes(data))
     return bool(b"B" in FileJournal(str(path))[0][0])
+
+
+def row_1_entries_are_acknowledged_that_were_never_synced(folder: Path) -> bool:
+    synced: list[str] = []
+    os.fsync = lambda fd: synced.append("fsync")  # type: ignore[assignment]  # a process of its own
+    os.fdatasync = lambda fd: synced.append("fdatasync")  # type: ignore[assignment]
+    ResizableFile.flush = lambda file: synced.append("msync")
+    _, wire = make(journalFile=str(folder / "journal"))
+    append_to(wire, (1, 0), rows(2, 6))
+    said = [message for message in wire.sent if message.get("success")]
+    return bool(said) and said[-1]["next_node_idx"] == 7 and synced == []
 
 
 def row_2_a_damaged_vote_is_no_vote(folder: Path) -> bool:
@@ -237,8 +249,46 @@ def row_13_an_entry_is_code(folder: Path) -> bool:
     return made.exists()
 
 
-def row_14_it_forks_to_dump(folder: Path) -> bool:
-    return SyncObjConf().useFork is True
+def row_12_a_leader_that_nobody_hears_answers_reads(folder: Path) -> bool:
+    node, wire = leading()
+    node.put(b"old")
+    node.doTick()
+    acknowledge(node, wire, "b")
+    node.doTick()
+    for _ in range(20):  # b and c have long elected another and written there
+        NOW_S[0] += 1
+        node.doTick()
+    return node._isLeader() and node.isReady() and node.seen == [b"old"]
+
+
+def row_16_a_new_voter_counts_before_it_holds_anything(folder: Path) -> bool:
+    node, wire = leading()
+    node.addNodeToCluster(Node("d"))
+    node.doTick()
+    before = node.raftCommitIndex
+    node.put(b"held by two of what were three")
+    node.doTick()
+    acknowledge(node, wire, "b")
+    node.doTick()
+    return Node("d") in node.otherNodes and node.raftCommitIndex == before
+
+
+def row_14_it_forks_beside_threads_to_dump(folder: Path) -> bool:
+    counts: list[int] = []
+
+    def fork() -> int:
+        counts.append(threading.active_count())
+        return os.getpid()
+
+    os.fork = fork
+    is_over = threading.Event()
+    beside = threading.Thread(target=is_over.wait)
+    beside.start()
+    node, _ = leading(fullDumpFile=str(folder / "dump"))
+    node.forceLogCompaction()
+    node.doTick()
+    is_over.set()
+    return counts == [2]
 
 
 def row_15_a_large_entry_is_finished_twice(folder: Path) -> bool:

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = (
     "row_1_a_flipped_byte_is_served_as_data",
+    "row_1_entries_are_acknowledged_that_were_never_synced",
     "row_2_a_damaged_vote_is_no_vote",
     "row_3_a_kill_while_compacting_loses_the_tail",
     "row_4_an_old_append_cuts_agreeing_entries",
@@ -22,9 +23,11 @@ ROWS = (
     "row_9_a_lost_forward_is_never_answered",
     "row_10_two_changes_are_in_force_at_once",
     "row_11_a_returning_node_deposes_a_leader",
+    "row_12_a_leader_that_nobody_hears_answers_reads",
     "row_13_an_entry_is_code",
-    "row_14_it_forks_to_dump",
+    "row_14_it_forks_beside_threads_to_dump",
     "row_15_a_large_entry_is_finished_twice",
+    "row_16_a_new_voter_counts_before_it_holds_anything",
 )
 
 
