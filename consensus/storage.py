@@ -20,6 +20,10 @@ from consensus.room import Room, is_full
 from consensus.scrub import is_damage
 
 MENDED_RETRY_MS = 5_000
+# What reading rows raises that no ledger of ours has written.
+_NO_ROWS_OF_OURS = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
+)
 
 
 class Storage:
@@ -106,6 +110,8 @@ def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
         if isinstance(error, sqlite3.Error) and is_damage(error):
             raise Damaged(f"the ledger is damaged: {error}") from error
         raise StorageFailed(f"{directory.root} cannot be opened: {error}") from error
+    except _NO_ROWS_OF_OURS as error:
+        raise Damaged(f"the ledger is damaged: {type(error).__name__}: {error}") from error
 
 
 def open_journal(

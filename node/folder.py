@@ -75,11 +75,22 @@ def read_identity(node_file: Path) -> Identity:
         content = json.loads(data)
         if content.pop("format") != FORMAT:
             raise BootError(f"{node_file} was written by another version of this program")
-        return Identity(**content)
+        identity = Identity(**content)
+        _check_texts(identity)
+        return identity
     except OSError as error:
         raise BootError(f"{node_file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BootError(f"{node_file} is damaged: {remedy}") from error
+
+
+def _check_texts(identity: Identity) -> None:
+    """Raises TypeError for what `write_identity` does not write."""
+    texts = [identity.mesh_id, identity.node_id, identity.name, identity.address]
+    for told in (identity.voters, identity.members):
+        texts += [*told.keys(), *told.values()]
+    if not all(isinstance(text, str) for text in texts) or type(identity.founded) is not bool:
+        raise TypeError("an identity is made of texts")
 
 
 def write_identity(node_file: Path, identity: Identity) -> None:
@@ -94,7 +105,7 @@ def read_members(data_dir: Path) -> dict[str, str]:
     try:
         content = json.loads((data_dir / MEMBERS_FILE).read_bytes()[: NODE_BYTES_MAX + 1])
         return {str(node_id): str(address) for node_id, address in content["members"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 

@@ -34,8 +34,8 @@ class Target(Protocol):
     def make(self, rng: Random) -> object:
         """The next input: bytes, text or a message."""
 
-    def feed(self, given: object) -> bool:
-        """True: taken. False: refused in the documented way. Anything raised is a failure."""
+    def feed(self, given: object) -> int:
+        """How many were taken; the others were refused as documented. What it raises is a failure."""
 
     def check(self) -> None:
         """Raise AssertionError if what must always hold does not. Called now and then."""
@@ -52,6 +52,7 @@ class Kind:
     round_inputs: int = 2_000
     check_every_inputs: int = 200
     ci_inputs: int = 2_000
+    inputs_per_feed: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +148,15 @@ def _run_round(kind: Kind, seed: int, number: int, count: int) -> int:
         try:
             # What is imported or made on the first use may run code; inputs may not.
             is_warm = number > 0
-            for at in range(count):
+            for at in range(-(-count // kind.inputs_per_feed)):
                 given = target.make(rng)
                 _watch.is_on, _watch.seen = is_warm or at >= 20, ""
                 accepted += target.feed(given)
                 _watch.is_on = False
                 if _watch.seen:
                     raise AssertionError(f"it ran code: {_watch.seen}")
-                if at % kind.check_every_inputs == kind.check_every_inputs - 1:
+                fed = (at + 1) * kind.inputs_per_feed
+                if fed % kind.check_every_inputs < kind.inputs_per_feed:
                     target.check()
             target.check()
         finally:

@@ -1,0 +1,281 @@
+"""Hostile files: the journal, the vote, CURRENT, ledgers, a node's papers. Damaged, or as good as new."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from consensus.core import Core
+from consensus.directory import LedgerDirectory
+from consensus.engine import Journal, VoteRecord
+from consensus.engine.opening import segment_name
+from consensus.errors import ConsensusError, Damaged, StorageFailed
+from consensus.examining import examine
+from consensus.ledger import CannotApply
+from consensus.storage import open_ledger
+from mesh import errors as mesh_errors
+from mesh.credentials import ClientCredentials
+from mesh.identity import Principal, key_pem, new_key
+from node import folder as node_folder
+from tests.engine.disk import SimDisk
+from tests.hostile.mesh_of_one import Later, Node, copy_of_template, template
+from tests.hostile.mutating import bend, bend_text
+from tests.hostile.papers import One, authority
+from tests.hostile.running import Kind, Target
+
+SEGMENT_BYTES = 2_048
+PAGE_BYTES = 4_096
+JOURNAL = Path("/journal")
+VOTE = Path("/vote")
+
+
+class Segments:
+    """A journal of several segments, bent in one place or more, and opened again."""
+
+    def __init__(self, rng: Random, folder: Path) -> None:
+        self._disk = SimDisk()
+        self._later = Later()
+        journal = self._open(self._disk)
+        for index in range(1, 120):
+            journal.append(index, 1 + index // 50, b"\x00" + rng.randbytes(rng.randrange(1, 90)))
+            if index == 70:
+                journal.truncate_from(66)
+                journal.append(66, 3, b"\x01")
+                break
+        for index in range(67, 110):
+            journal.append(index, 3, b"\x00" + rng.randbytes(rng.randrange(1, 90)))
+            if index % 5 == 0:
+                journal.sync(lambda: None)
+                self._later.drain()
+        journal.sync(lambda: None)
+        self._later.drain()
+        self._rows = list(journal.rows)
+        names = self._disk.names(JOURNAL)
+        self._files = {name: self._disk.read(JOURNAL / name) for name in names}
+
+    def _open(self, disk: SimDisk) -> Journal:
+        return Journal(
+            JOURNAL,
+            background=self._later,
+            segment_bytes_max=SEGMENT_BYTES,
+            disk=disk,  # type: ignore[arg-type]  # it has the methods, not the class
+        )
+
+    def make(self, rng: Random) -> object:
+        files = dict(self._files)
+        for _ in range(rng.choice((1, 1, 1, 2))):
+            name = rng.choice(sorted(files))
+            match rng.randrange(10):
+                case 0:
+                    files.pop(name)
+                case 1:
+                    files[segment_name(rng.choice((0, 1, 3, 1 << 40)))] = files[name]
+                case _:
+                    files[name] = bend(rng, files[name])
+            if not files:
+                break
+        return json.dumps({name: data.hex() for name, data in files.items()})
+
+    def feed(self, given: object) -> bool:
+        disk = SimDisk()
+        for name, data in json.loads(str(given)).items():
+            disk.replace(JOURNAL / name, bytes.fromhex(data))
+        try:
+            journal = self._open(disk)
+        except Damaged:
+            return False
+        rows = journal.rows
+        known = {(command, index, term) for command, index, term in self._rows}
+        # Nothing may come out of bent bytes that was never put in; what was cut is no such thing.
+        made_up = [row for row in rows[1:] if row not in known and row[1] not in range(60, 72)]
+        assert not made_up, f"entries that nobody wrote: {made_up[:3]}"
+        last = journal.last_index
+        journal.append(last + 1, max(9, journal.last_term), b"\x01")
+        journal.sync(lambda: None)
+        self._later.drain()
+        assert journal.synced_index == last + 1, "an open journal takes nothing"
+        journal.close()
+        return True
+
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _votes(rng: Random, folder: Path) -> Target:
+    disk = SimDisk()
+    record = VoteRecord(VOTE, disk=disk)  # type: ignore[arg-type]
+    record.save(7, "n1")
+    data = disk.read(VOTE)
+
+    def take(given: object) -> None:
+        assert isinstance(given, bytes)
+        disk.replace(VOTE, given)
+        found = VoteRecord(VOTE, disk=disk)  # type: ignore[arg-type]
+        assert (found.term, found.voted_for) == (7, "n1"), "a bent vote was believed"
+
+    return One(take, lambda rng: bend(rng, data), (Damaged,))
+
+
+def _starts(name: str) -> Callable[[Random, Path], Target]:
+    """A whole node is started on a folder in which one file is bent."""
+
+    def begin(rng: Random, folder: Path) -> Target:
+        source = template(folder)
+        data = (source / name).read_bytes()
+        places = [0]
+
+        def take(given: object) -> None:
+            assert isinstance(given, bytes)
+            places[0] += 1
+            root = copy_of_template(folder, places[0])
+            (root / name).write_bytes(given)
+            core: Core | None = None
+            try:
+                core = Node(root, rng).core
+                core.turn()
+            finally:
+                if core is not None:
+                    core.close()
+                shutil.rmtree(root)
+
+        is_ledger = name.endswith(".db")
+        make = partial(_bent_page if is_ledger else bend, data=data)
+        return One(take, make, (ConsensusError, CannotApply))
+
+    return begin
+
+
+def _bent_page(rng: Random, data: bytes) -> bytes:
+    at = rng.choice((0, rng.randrange(len(data) // PAGE_BYTES) * PAGE_BYTES))
+    return data[:at] + bend(rng, data[at : at + PAGE_BYTES]) + data[at + PAGE_BYTES :]
+
+
+def _ledgers(rng: Random, folder: Path) -> Target:
+    """A ledger of which a page is bent: opened as a starting node opens it."""
+    directory = LedgerDirectory(copy_of_template(folder, 0))
+    path = directory.prepare()
+    data = path.read_bytes()
+
+    def take(given: object) -> None:
+        for old in path.parent.iterdir():
+            old.unlink()
+        path.write_bytes(given)  # type: ignore[arg-type]
+        _, ledger, reader = open_ledger(directory)
+        reader.close()
+        ledger.close()
+
+    return One(take, lambda rng: _bent_page(rng, data), (CannotApply, Damaged, StorageFailed))
+
+
+class Doctored:
+    """A stopped node's folder with one file bent, looked at by the doctor, which raises nothing."""
+
+    def __init__(self, rng: Random, folder: Path) -> None:
+        self._root, self._folder = copy_of_template(folder, 0), folder
+        paths = [path for path in sorted(self._root.rglob("*")) if path.is_file()]
+        self._files = {path: path.read_bytes() for path in paths}
+        assert examine(self._root, self._aside()).is_sound
+
+    def _aside(self) -> Path:
+        aside = self._folder / "aside"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        return aside
+
+    def make(self, rng: Random) -> object:
+        path = rng.choice(list(self._files))
+        data = self._files[path]
+        bent = _bent_page(rng, data) if path.suffix == ".db" else bend(rng, data)
+        return str(path.relative_to(self._root)).encode() + b"\n" + bent
+
+    def feed(self, given: object) -> bool:
+        assert isinstance(given, bytes)
+        name, _, bent = given.partition(b"\n")
+        path = self._root / name.decode()
+        path.write_bytes(bent)
+        try:
+            found = examine(self._root, self._aside())
+        finally:
+            for wal in self._root.rglob("ledger.db-*"):
+                wal.unlink()
+            path.write_bytes(self._files[path])
+        is_vote = path.name == "vote" and bent != self._files[path]
+        assert not (is_vote and found.is_sound), "a bent vote was found sound"
+        return found.is_sound
+
+    def check(self) -> None:
+        """The bent file was put back: the folder is sound again."""
+        assert examine(self._root, self._aside()).is_sound
+
+    def close(self) -> None:
+        pass
+
+
+def _identities(rng: Random, folder: Path) -> Target:
+    path = folder / "node.json"
+    identity = node_folder.Identity("m1", "n1", "one", "h:1", True, {"n1": "h:1"}, {"n2": "h:2"})
+    node_folder.write_identity(path, identity)
+    text = path.read_text(encoding="utf-8")
+    values = (None, 1, [], {}, "", "x", [1], {"a": 1}, True, "\x00", [[]] * 9)
+
+    def make(rng: Random) -> object:
+        if rng.random() < 0.4:
+            content = json.loads(text)
+            content[rng.choice(list(content))] = rng.choice(values)
+            return json.dumps(content).encode()
+        if rng.random() < 0.01:
+            return b"[" * 60_000
+        return bend_text(rng, text).encode("utf-8", "surrogatepass")
+
+    def take(given: object) -> None:
+        path.write_bytes(given)  # type: ignore[arg-type]
+        found = node_folder.read_identity(path)
+        names = (found.mesh_id, found.node_id, found.name, found.address)
+        assert all(isinstance(one, str) for one in names), f"no texts: {names}"
+        for told in (found.voters, found.members):
+            assert all(isinstance(one, str) for pair in told.items() for one in pair), told
+
+    return One(take, make, (node_folder.BootError,))
+
+
+def _papers(rng: Random, folder: Path) -> Target:
+    key, place = new_key(), folder / "papers"
+    certificate = authority().issue(key.public_key(), Principal("client", "c"))
+    made = ClientCredentials(authority().certificate_pem, certificate, key_pem(key))
+    made.save(place)
+    originals = {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+
+    def make(rng: Random) -> object:
+        name = rng.choice(sorted(originals))
+        return name.encode() + b"\n" + bend(rng, originals[name])
+
+    def take(given: object) -> None:
+        assert isinstance(given, bytes)
+        name, _, data = given.partition(b"\n")
+        for other, original in originals.items():
+            (place / other).write_bytes(original)
+        (place / name.decode()).write_bytes(data)
+        found = ClientCredentials.load(place)
+        found.check(where="papers")
+
+    return One(take, make, (mesh_errors.IdentityError,))
+
+
+KINDS = (
+    Kind("file-journal", Segments, round_inputs=1_000),
+    Kind("file-vote", _votes),
+    Kind("file-current", _starts("CURRENT"), round_inputs=200, ci_inputs=60),
+    Kind("file-vote-of-node", _starts("vote"), round_inputs=200, ci_inputs=60),
+    Kind("file-ledger", _ledgers, ci_inputs=200),
+    Kind("file-ledger-of-node", _starts("ledger-0/ledger.db"), round_inputs=200, ci_inputs=60),
+    Kind("file-doctored", Doctored, round_inputs=500, check_every_inputs=100, ci_inputs=60),
+    Kind("file-identity", _identities),
+    Kind("file-papers", _papers, ci_inputs=500),
+)
