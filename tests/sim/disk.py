@@ -33,6 +33,7 @@ class SimFile:
 
     path: Path
     synced_bytes: int = 0
+    dropped: tuple[int, int] = (0, 0)  # a failed sync dropped these: cached, and never on the disk
     is_folder: bool = False
     is_sqlite: bool = False  # durable when it was handed over; from then on SQLite looks after it
 
@@ -89,6 +90,7 @@ class SimDisk(Disk):
         self._step()
         if self.sync_errors > 0:
             self.sync_errors -= 1
+            file.dropped = (file.synced_bytes, file.path.stat().st_size)
             raise IO_ERROR
         file.synced_bytes = file.path.stat().st_size
         self._step()
@@ -243,6 +245,18 @@ class SimDisk(Disk):
         for handle in list(self._handles):
             os.close(handle)
         self._handles.clear()
+        if self.chance.random() < 0.5:
+            self._evict()
+
+    def _evict(self) -> None:
+        """What a failed sync dropped leaves the cache too: from now on it is read as it is."""
+        for path in sorted(self._folders):
+            for _, file in sorted(self._folders[path].live.items()):
+                if file.dropped[1] > 0:
+                    data = bytearray(file.path.read_bytes())
+                    self._scramble(data, *file.dropped)
+                    file.path.write_bytes(data)
+                    file.dropped = (0, 0)
 
     def revive(self) -> None:
         """Another process begins."""
@@ -292,22 +306,25 @@ class SimDisk(Disk):
         if file.is_folder or file.is_sqlite:
             return None
         data = bytearray(file.path.read_bytes())
+        self._scramble(data, *file.dropped)
         synced = min(file.synced_bytes, len(data))
         if synced == len(data):
-            return None
+            return bytes(data) if file.dropped[1] else None
         kept = self.chance.randint(synced, len(data))
         del data[kept:]
         if self.chance.random() < 0.5:
-            return bytes(data)
-        # Sectors that never reached the disk: zeros, or what lay there before.
-        for start in range(synced, kept, SECTOR_BYTES):
-            if self.chance.random() < 0.4:
-                end = min(start + SECTOR_BYTES, kept)
-                filler = self.chance.choice(
-                    (bytes(end - start), self.chance.randbytes(end - start))
-                )
-                data[start:end] = filler
+            self._scramble(data, synced, kept, share=0.4)
         return bytes(data)
+
+    def _scramble(self, data: bytearray, start: int, end: int, *, share: float = 1.0) -> None:
+        """Sectors that never reached the disk: zeros, or what lay there before."""
+        end = min(end, len(data))
+        for at in range(start, end, SECTOR_BYTES):
+            if self.chance.random() < share:
+                till = min(at + SECTOR_BYTES, end)
+                data[at:till] = self.chance.choice(
+                    (bytes(till - at), self.chance.randbytes(till - at))
+                )
 
     def _drop_unreachable(self) -> None:
         """Folders below one that was lost are lost with it."""
