@@ -2,6 +2,7 @@
 
     scripts/crash                              every call, power kept and lost: some minutes
     scripts/crash --each 10 --seed 3           every tenth call, which ones is up to the seed
+    scripts/crash --twice 600                  crashes again while coming back from a crash
     scripts/crash --activity install --call 57 --when partial --seed 3    one run again
 
 The seed chooses what the disk forgets. `--names any` lets names reach it in any order.
@@ -56,6 +57,27 @@ def run_one(activity: Activity, folder: Path, crashes: list[Crash]) -> Tally:
     return enumeration.tally
 
 
+def enumerate_twice(folder: Path, *, count: int, seed: int, names: Names) -> Tally:
+    """Random crashes of every activity, each followed by one while the nodes come back."""
+    total = Tally("twice")
+    rng = random.Random(seed)
+    for activity in ACTIVITIES:
+        enumeration = Enumeration(activity, folder / activity.name)
+        with enumeration.actor() as actor:
+            calls = enumeration.prepare(actor)
+            for _ in range(count // len(ACTIVITIES)):
+                ends: list[CrashWhen] = ["before", "partial"]
+                first, second = (
+                    Crash(
+                        kind, rng.randint(1, most), rng.choice(ends), rng.randrange(1 << 30), names
+                    )
+                    for kind, most in ((activity.name, calls), ("open", OPEN_CALLS_MAX))
+                )
+                enumeration.crash_twice(actor, first, second)
+        total = total.plus(enumeration.tally)
+    return total
+
+
 def row(tally: Tally, seconds: float) -> str:
     share = 100 * tally.restarts / max(1, tally.runs)
     return (
@@ -64,6 +86,7 @@ def row(tally: Tally, seconds: float) -> str:
     )
 
 
+OPEN_CALLS_MAX = 150  # of three nodes that come back, about
 HEAD = "activity    calls   runs   promises  lost   restarts   problems  seconds"
 
 
@@ -74,6 +97,7 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--names", choices=[n.value for n in Names], default="ordered")
+    parser.add_argument("--twice", type=int, default=0, help="only so many double crashes")
     parser.add_argument("--call", type=int, help="only this call")
     parser.add_argument("--when", choices=["before", "partial", "after"], default="before")
     options = parser.parse_args()
@@ -82,7 +106,13 @@ def main() -> int:
     print(f"commit {commit.stdout.strip()}, seed {options.seed}, names {names.value}")
     print(HEAD)
     problems: list[str] = []
-    for activity in ACTIVITIES:
+    if options.twice:
+        began = time.monotonic()
+        with fast_folder() as folder:
+            tally = enumerate_twice(folder, count=options.twice, seed=options.seed, names=names)
+        print(row(tally, time.monotonic() - began), flush=True)
+        problems += tally.problems
+    for activity in ACTIVITIES if not options.twice else ():
         if options.activity and activity.name not in options.activity:
             continue
         began = time.monotonic()

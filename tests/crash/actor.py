@@ -30,12 +30,14 @@ class Run(TypedDict):
     call: int
     when: CrashWhen
     lies: int
+    incarnation: int
 
 
 def play(run: Run) -> None:
     """Play one activity; the process ends in the middle of it when told so."""
     activity = BY_NAME[run["activity"]]
-    stage = Stage(Path(run["root"]), Promises(Path(run["promises"])), incarnation=1_000, seed=1)
+    promises = Promises(Path(run["promises"]))
+    stage = Stage(Path(run["root"]), promises, incarnation=run["incarnation"], seed=1)
     if activity.nodes:
         stage.start(*activity.nodes)
     ticket = count_from_here(run["call"], run["when"], lies=Lies(run["lies"]))

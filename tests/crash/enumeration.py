@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,6 +66,18 @@ class Tally:
     restarts: int = 0
     problems: list[str] = field(default_factory=list)
 
+    def plus(self, other: Tally) -> Tally:
+        """Both together, under this one's name."""
+        return Tally(
+            self.activity,
+            self.calls + other.calls,
+            self.runs + other.runs,
+            self.promises + other.promises,
+            self.lost + other.lost,
+            self.restarts + other.restarts,
+            self.problems + other.problems,
+        )
+
 
 class Enumeration:
     """The runs of one activity, on a folder of its own."""
@@ -114,7 +125,8 @@ class Enumeration:
         # Taken as a kill leaves it: a ledger that is closed tidies up its write-ahead log.
         self._begin = powerloss.read_folder(self._template)
         stage.close()
-        code = self._play(actor, call=0, when="before")
+        self._promises.unlink(missing_ok=True)
+        code = self._play(actor, self._begin, Crash(self.activity.name, 0, "before", None))
         assert code == 0, f"{self.activity.name} without a crash ended with {code}"
         assert self.faults.log is not None
         [began] = [p["ticket"] for p in read_promises(self._promises) if p["kind"] == "began"]
@@ -129,52 +141,67 @@ class Enumeration:
 
     def crash(self, actor: subprocess.Popen[str], crashes: list[Crash]) -> None:
         """Crash once at their common call, and check what each of them may leave."""
-        first = crashes[0]
-        code = self._play(actor, call=first.call, when=first.when)
-        if code != CRASH_CODE:
-            self.tally.problems.append(f"{first}: ended with {code}")
-            return
-        assert self.faults.log is not None
-        for crash in crashes:
-            if crash.loss_seed is None:
-                left = None
-            else:
-                rng = random.Random(crash.loss_seed * 100_003 + crash.call)
-                left = powerloss.what_may_be_left(
-                    self.root, self.faults.log, rng, names=crash.names
-                )
-            self._check(crash, left)
-
-    def _play(self, actor: subprocess.Popen[str], *, call: int, when: CrashWhen) -> int:
-        assert self.faults.log is not None and actor.stdin is not None and actor.stdout is not None
-        powerloss.write_folder(self.root, self._begin)
-        powerloss.begin(self.root, self.faults.log)
         self._promises.unlink(missing_ok=True)
+        code = self._play(actor, self._begin, crashes[0])
+        if code != CRASH_CODE:
+            self.tally.problems.append(f"{crashes[0]}: ended with {code}")
+            return
+        for crash in crashes:
+            self._check(str(crash), self._left(crash))
+
+    def crash_twice(self, actor: subprocess.Popen[str], first: Crash, second: Crash) -> None:
+        """Crash, and again while the nodes come back from what the first one left.
+
+        Nothing is checked when they were back before the second one's call.
+        """
+        self._promises.unlink(missing_ok=True)
+        code = self._play(actor, self._begin, first)
+        assert code == CRASH_CODE, f"{first}: ended with {code}"
+        if self._play(actor, self._left(first), second, incarnation=2_000) != 0:
+            self._check(f"{first}; then {second}", self._left(second))
+
+    def _left(self, crash: Crash) -> Content:
+        """What the nodes find when they come back."""
+        if crash.loss_seed is None:
+            return powerloss.read_folder(self.root)
+        assert self.faults.log is not None
+        rng = random.Random(crash.loss_seed * 100_003 + crash.call)
+        return powerloss.what_may_be_left(self.root, self.faults.log, rng, names=crash.names)
+
+    def _play(
+        self,
+        actor: subprocess.Popen[str],
+        begin: Content,
+        crash: Crash,
+        *,
+        incarnation: int = 1_000,
+    ) -> int:
+        assert self.faults.log is not None and actor.stdin is not None and actor.stdout is not None
+        powerloss.write_folder(self.root, begin)
+        powerloss.begin(self.root, self.faults.log)
         self.faults.heal()
         run = {
-            "activity": self.activity.name,
+            "activity": crash.activity,
             "root": str(self.root),
             "promises": str(self._promises),
-            "call": call,
-            "when": when,
+            "call": crash.call,
+            "when": crash.when,
             "lies": self._lies.value,
+            "incarnation": incarnation,
         }
         actor.stdin.write(json.dumps(run) + "\n")
         actor.stdin.flush()
         return int(actor.stdout.readline())
 
-    def _check(self, crash: Crash, left: Content | None) -> None:
+    def _check(self, crash: str, left: Content) -> None:
         """Start all nodes from what is left, and hold them to what was promised."""
-        shutil.rmtree(self._crashed, ignore_errors=True)
-        content = left if left is not None else powerloss.read_folder(self.root)
-        powerloss.write_folder(self._crashed, content)
+        powerloss.write_folder(self._crashed, left)
         promises = read_promises(self._prepared) + read_promises(self._promises)
         tally = self.tally
         tally.runs += 1
         tally.promises += sum(promise["kind"] in ("task", "done") for promise in promises)
-        stage = Stage(
-            self._crashed, Promises(Path(os.devnull)), incarnation=1_000_000, seed=crash.call
-        )
+        nobody = Promises(Path(os.devnull))
+        stage = Stage(self._crashed, nobody, incarnation=1_000_000, seed=tally.runs)
         broken: list[str] = []
         try:
             broken += broken_promises_of_files(self._crashed, promises)

@@ -24,6 +24,7 @@ from tests.faultlib.control import CrashWhen, Lies
 
 SAMPLE = 12
 SEED = 20
+SURELY_OPENING = 60  # three nodes that come back make more calls than this
 LIES = 8  # power losses on a disk that lies
 
 
@@ -53,6 +54,24 @@ def test_nothing_promised_is_lost_and_every_node_restarts(folder: Path, activity
     assert tally.problems == []
     assert tally.runs == tally.restarts == 2 * SAMPLE
     assert tally.promises > 0, "there was something to lose"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activity", ["install", "vote"])
+def test_a_second_crash_while_coming_back_from_the_first_loses_nothing_either(
+    folder: Path, activity: str
+) -> None:
+    enumeration = Enumeration(BY_NAME[activity], folder)
+    rng = random.Random(SEED)
+    with enumeration.actor() as actor:
+        calls = enumeration.prepare(actor)
+        for _ in range(SAMPLE):
+            first = Crash(activity, rng.randint(1, calls), "before", rng.randrange(1_000_000))
+            second = Crash("open", rng.randint(1, SURELY_OPENING), "before", rng.randrange(1_000))
+            enumeration.crash_twice(actor, first, second)
+
+    assert enumeration.tally.problems == []
+    assert enumeration.tally.runs == enumeration.tally.restarts == SAMPLE
 
 
 @pytest.mark.slow
