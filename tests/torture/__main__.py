@@ -22,6 +22,8 @@ NODES_MAX = 7
 
 def main() -> int:
     options = _options()
+    for one in (signal.SIGINT, signal.SIGTERM):  # a shell starts what is in the background deaf
+        signal.signal(one, signal.default_int_handler)
     if options.place:
         lab.enter(sys.argv[1:])
         print("namespaces" if lab.is_inside() else f"loopback: {lab.why_not_inside()}")
@@ -29,13 +31,21 @@ def main() -> int:
     if options.report:
         print(summary(options.report))
         return 0
-    if options.all:
-        every = [kind.name for kind in KINDS.values() if not kind.is_proof]
-        kinds = options.kinds.split(",") if options.kinds else every
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-        return run_all(kinds, seeds, seconds=options.seconds, out=options.out)
-    lab.enter(sys.argv[1:])
-    return _one(options)
+    try:
+        return _all(options) if options.all else _one(options)
+    except lab.NoLab as error:
+        print(f"not run: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _all(options: argparse.Namespace) -> int:
+    every = [kind.name for kind in KINDS.values() if not kind.is_proof]
+    kinds = options.kinds.split(",") if options.kinds else every
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    return run_all(kinds, seeds, seconds=options.seconds, out=options.out)
 
 
 def _options() -> argparse.Namespace:
@@ -64,7 +74,7 @@ def _options() -> argparse.Namespace:
 
 
 def _one(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lab.enter(sys.argv[1:])
     order = Order(
         kind=KINDS[options.fault],
         seed=options.seed,
@@ -73,14 +83,7 @@ def _one(options: argparse.Namespace) -> int:
         node_count=options.nodes,
         keep=options.keep,
     )
-    try:
-        report = torture(order)
-    except lab.NoLab as error:
-        print(f"not run: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    report = torture(order)
     print(json.dumps(report.to_json()) if options.json else show(report))
     return report.exit_code
 

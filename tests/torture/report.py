@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tests.e2e.mesh_process import ROOT
 from tests.torture.run import Report
 
 RESULTS = "results.jsonl"
 RUN_S_MAX = 600.0
+CLEAN_UP_S = 60.0
 
 
 def show(report: Report) -> str:
@@ -107,20 +110,34 @@ def _run_one(kind: str, seed: int, *, seconds: float, out: Path) -> dict[str, An
     command = [sys.executable, "-m", "tests.torture", "--fault", kind, "--seed", str(seed)]
     command += ["--seconds", str(seconds), "--history", str(out / f"{name}.jsonl"), "--json"]
     with (out / f"{name}.log").open("w", encoding="utf-8") as log:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            timeout=RUN_S_MAX + 4 * seconds,
-        )
-        log.write(done.stdout)
-    last = done.stdout.strip().rpartition("\n")[2]
+        code, said = _watched(command, log, seconds_max=RUN_S_MAX + 4 * seconds)
+        log.write(said)
+    last = said.strip().rpartition("\n")[2]
     try:
         found: dict[str, Any] = json.loads(last)
     except ValueError:
-        words = f"no report, exit {done.returncode}: see {name}.log"
-        code = done.returncode if done.returncode == 2 else 1
-        found = {"kind": kind, "seed": seed, "exit_code": code, "uncounted": words}
+        words = f"no report, exit {code}: see {name}.log"
+        shown = code if code == 2 else 1
+        found = {"kind": kind, "seed": seed, "exit_code": shown, "uncounted": words}
     return found
+
+
+def _watched(command: Sequence[str], log: TextIO, *, seconds_max: float) -> tuple[int, str]:
+    """Run to the end: its exit code and output. When this is stopped, it is, and cleans up first.
+
+    A run is a session of its own: what ends it reaches all of it, through its namespaces too.
+    """
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+    )
+    try:
+        said, _ = running.communicate(timeout=seconds_max)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.communicate(timeout=CLEAN_UP_S)
+        return 1, f"took longer than {seconds_max:.0f} s"
+    except KeyboardInterrupt:
+        os.killpg(running.pid, signal.SIGTERM)
+        running.communicate(timeout=CLEAN_UP_S)
+        raise
+    return running.returncode, said

@@ -5,8 +5,12 @@ More kinds and longer: `scripts/torture --all`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,6 +86,43 @@ def test_a_mesh_that_forgot_what_it_acknowledged_is_called_broken(tmp_path: Path
     assert report["lost"] > 0
     assert report["linearizable"].startswith("NOT linearizable")
     assert any("was acknowledged and is not there" in one for one in report["violations"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_run_that_is_interrupted_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="qi-") as name:  # short: sockets lie below it
+        running = subprocess.Popen(
+            [
+                *("scripts/torture", "--fault", "pause-leader", "--nodes", "3"),
+                *("--history", str(tmp_path / "history.jsonl")),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": name},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert running.stdout is not None
+        first = next(iter(running.stdout))
+        during = [one for one in command_lines() if name in one]
+
+        os.killpg(running.pid, signal.SIGINT)
+        running.communicate(timeout=60)
+
+        assert "operations/s before" in first
+        assert len(during) >= 3
+        assert running.returncode == 130
+        assert os.listdir(name) == []
+        assert [one for one in command_lines() if name in one] == []
+
+
+def command_lines() -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace"))
+    return found
 
 
 def test_a_kind_that_needs_a_network_is_refused_without_one(tmp_path: Path) -> None:
