@@ -45,6 +45,7 @@ class Refusal(StrEnum):
     NOT_KNOWN_YET = "the leader is new and does not know yet who is alive"
     UNKNOWN_NODE = "no such node is a member of the mesh"
     LAST_VOTER = "the last voter cannot be removed"
+    NO_SEAT = "the mesh has as many voters as it may have"
     NO_LIVE_MAJORITY = "too few of the voters that would be left are alive"
 
 

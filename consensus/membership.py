@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ASKS_WAITING_MAX = 16  # changes that one node brings to the leader at a time
 ASK_AGAIN_MS = 200
+VOTERS_MAX = 7  # whatever is asked: each more makes every write wait for one more disk
 CAUGHT_UP_ENTRIES = 50
 ROUND_MS_MAX = (
     400  # of a round of catching up after which a node may vote: an election takes longer
@@ -37,7 +38,9 @@ HAND_OVER_MS = 1_000  # for so long a leader takes no commands while it asks ano
 HAND_OVER_PAUSE_MS = 1_000  # before it asks again, it serves its clients
 
 # What does not pass by itself; the other refusals are asked again until the deadline.
-FINAL = frozenset({Refusal.UNKNOWN_NODE, Refusal.LAST_VOTER, Refusal.NO_LIVE_MAJORITY})
+FINAL = frozenset(
+    {Refusal.UNKNOWN_NODE, Refusal.LAST_VOTER, Refusal.NO_LIVE_MAJORITY, Refusal.NO_SEAT}
+)
 
 Changed = Callable[[ConsensusError | None], None]
 
@@ -49,6 +52,8 @@ def judge(
     after = set(voters) | {change.node_id} if change.add else set(voters) - {change.node_id}
     if not after:
         return Refusal.LAST_VOTER
+    if change.add and len(after) > VOTERS_MAX:
+        return Refusal.NO_SEAT
     if 2 * len(after & set(live)) <= len(after):
         return Refusal.NO_LIVE_MAJORITY
     return None

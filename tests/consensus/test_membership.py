@@ -136,6 +136,46 @@ def test_a_node_removed_while_it_was_away_is_told_when_it_returns(tmp_path: Path
     assert core.ledger.removed_at(gone) is not None
 
 
+def test_a_node_removed_so_long_ago_that_the_log_has_gone_learns_it_from_a_copy(
+    tmp_path: Path,
+) -> None:
+    cluster = three(tmp_path, compact_entries=20, keep_entries=5, segment_bytes_max=4_096)
+    gone, other = followers(cluster)
+    cluster.kill(gone)
+    assert ask(cluster, cluster.cores[other], "remove_voter", gone) is None
+    for number in range(1, 121):
+        accepted(cluster.propose(other, submit(number)))
+    assert cluster.wait_leader().journal.base_index > 0
+
+    core = cluster.start(gone)
+    cluster.world.run(lambda: core.is_removed, ms_max=5_000)
+
+    assert core.snapshots.installed_count == 1
+    with pytest.raises(Removed):
+        core.propose([submit(1_000)], deadline_ms=0, done=lambda _: None)
+    # One more power cycle: what it learnt is on its disk.
+    cluster.kill(gone)
+    assert cluster.start(gone).is_removed
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_leader_that_dies_while_it_hands_over_loses_no_request(tmp_path: Path, seed: int) -> None:
+    cluster = three(tmp_path, seed=seed)
+    old = cluster.wait_leader().config.node_id
+    asked = cluster.cores[followers(cluster)[0]]
+    answers: list[Answer] = []
+    deadline_ms = cluster.world.monotonic_ms() + 20_000
+    asked.membership.remove_voter(old, deadline_ms=deadline_ms, done=answers.append)
+    cluster.world.run_for(1 + 2 * seed)
+    cluster.kill(old)
+
+    cluster.world.run(lambda: bool(answers))
+    again = cluster.start(old)
+    cluster.world.run(lambda: again.is_removed, ms_max=5_000)
+
+    assert answers == [None]
+
+
 def test_a_removed_node_that_stays_away_costs_the_leader_no_feeding(tmp_path: Path) -> None:
     cluster = three(tmp_path)
     leader = cluster.wait_leader()
@@ -357,6 +397,8 @@ def test_a_removed_id_is_never_admitted_again(tmp_path: Path) -> None:
         (True, "d", "abc", "ad", Refusal.NO_LIVE_MAJORITY),
         (False, "e", "abcde", "abc", None),
         (False, "a", "abcde", "abc", Refusal.NO_LIVE_MAJORITY),
+        (True, "g", "abcdef", "abcdefg", None),
+        (True, "h", "abcdefg", "abcdefgh", Refusal.NO_SEAT),
     ],
 )
 def test_who_would_be_left_decides(

@@ -14,7 +14,7 @@ from quorumesh.v1.ledger_pb2 import Bootstrap
 from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.core import Ports, ReplicaConfig
-from consensus.errors import Unavailable
+from consensus.errors import ChangeRefused, Refusal, Unavailable
 from consensus.ledger import Applied
 from consensus.ports import LinkHandler
 from consensus.replica import REVISION_WAITERS_MAX, Replica
@@ -140,6 +140,26 @@ def test_a_bug_at_the_end_of_background_work_ends_the_replica_loudly(tmp_path: P
             async with asyncio.timeout(5):
                 with pytest.raises(AssertionError, match="a bug"):
                     await task
+
+    asyncio.run(scenario())
+
+
+def test_changes_of_voters_are_awaited_and_refused_with_their_reason(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (replica, task):
+            await replica.add_voter("n1", timeout_ms=5_000)
+            for asked, refusal in (
+                (replica.remove_voter("n1", timeout_ms=5_000), Refusal.LAST_VOTER),
+                (replica.add_voter("n9", timeout_ms=5_000), Refusal.UNKNOWN_NODE),
+                (replica.replace_voter("n1", "n9", timeout_ms=5_000), Refusal.UNKNOWN_NODE),
+            ):
+                with pytest.raises(ChangeRefused) as refused:
+                    await asked
+                assert refused.value.refusal is refusal
+            task.cancel()
+            await asyncio.wait({task})
+            with pytest.raises(Unavailable):
+                await replica.remove_voter("n1", timeout_ms=5_000)
 
     asyncio.run(scenario())
 
