@@ -114,6 +114,7 @@ class MeshService(MeshServicer):
             journal_bytes=view.journal_bytes,
             ledger_bytes=view.ledger_bytes,
             scrub=_scrub_status(scrub) if scrub.result else None,
+            trouble=self._proposer.minority(),
         )
 
     async def Members(self, request: MembersRequest, context: Context) -> MembersReply:

@@ -111,7 +111,8 @@ def event_line(event: tasks_pb2.TaskEvent, *, with_task: bool = False) -> Text:
 
 def status_tables(status: mesh_pb2.StatusReply) -> list[Table | Text]:
     """How the answering node sees the mesh: itself, the members, the workers."""
-    write = "can write" if status.writable else "READ-ONLY: it hears no leader with a majority"
+    why = status.trouble or "it hears no leader with a majority"
+    write = "can write" if status.writable else f"READ-ONLY: {why}"
     head = Text()
     head.append(f"mesh {status.mesh_id}  ", style="bold")
     head.append(write, style="green" if status.writable else "bold red")

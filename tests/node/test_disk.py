@@ -65,7 +65,7 @@ def test_a_full_disk_stops_the_writes_of_its_node_and_nothing_else(
         code, reason, retry_ms = refusal(full, timeout_s=5)
 
         assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
-        assert retry_ms > 0
+        assert retry_ms > 0 and "disk is full" in full.status().trouble
         assert known in ids(full), "reads go on"
         with full.client(*others) as client:
             client.submit({"subtasks": [{"id": "a", "skill": "echo"}]})

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorumesh/v1/mesh.proto\x12\x0cquorumesh.v1\"\xac\x01\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05voter\x18\x04 \x01(\x08\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x0e\n\x06leader\x18\x06 \x01(\x08\x12\x18\n\x10\x61\x64mitted_wall_ms\x18\x07 \x01(\x04\x12\x19\n\x11\x61pply_version_max\x18\x08 \x01(\r\x12\x0f\n\x07leaving\x18\t \x01(\x08\"\x0f\n\rStatusRequest\"\xa5\x04\n\x0bStatusReply\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x11\n\tleader_id\x18\x05 \x01(\t\x12\x10\n\x08writable\x18\x06 \x01(\x08\x12\x15\n\rleader_age_ms\x18\x07 \x01(\x04\x12\x0c\n\x04term\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\n \x01(\x04\x12\x12\n\ncounted_ms\x18\x0b \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0c \x01(\x0c\x12\x0c\n\x04loop\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\x12%\n\x07members\x18\x0f \x03(\x0b\x32\x14.quorumesh.v1.Member\x12+\n\x07workers\x18\x10 \x03(\x0b\x32\x1a.quorumesh.v1.WorkerStatus\x12\x12\n\ntask_count\x18\x11 \x01(\x04\x12\x13\n\x0bready_count\x18\x12 \x01(\x04\x12\x15\n\rclaimed_count\x18\x13 \x01(\x04\x12\x18\n\x10\x63ompaction_count\x18\x14 \x01(\x04\x12\x1e\n\x16snapshot_install_count\x18\x15 \x01(\x04\x12\x15\n\rjournal_bytes\x18\x16 \x01(\x04\x12\x14\n\x0cledger_bytes\x18\x17 \x01(\x04\x12(\n\x05scrub\x18\x18 \x01(\x0b\x32\x19.quorumesh.v1.ScrubStatus\"g\n\x0bScrubStatus\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12\x13\n\x0bround_count\x18\x04 \x01(\x04\x12\x11\n\trow_count\x18\x05 \x01(\x04\"h\n\x0cWorkerStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x0e\n\x06skills\x18\x05 \x03(\t\x12\x0c\n\x04open\x18\x06 \x01(\x08\"\x10\n\x0eMembersRequest\"G\n\x0cMembersReply\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.quorumesh.v1.Member\x12\x10\n\x08revision\x18\x02 \x01(\x04\"$\n\x12\x43reateTokenRequest\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\x04\":\n\x10\x43reateTokenReply\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0f\x65xpires_wall_ms\x18\x02 \x01(\x04\"m\n\x0bJoinRequest\x12\x10\n\x08token_id\x18\x01 \x01(\x0c\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08replaces\x18\x06 \x01(\t\"\xb4\x01\n\tJoinReply\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63\x61_certificate\x18\x04 \x01(\x0c\x12\x15\n\rsealed_ca_key\x18\x05 \x01(\x0c\x12%\n\x07members\x18\x06 \x03(\x0b\x32\x14.quorumesh.v1.Member\x12\x1a\n\x12\x63lient_certificate\x18\x07 \x01(\x0c\"*\n\rDigestRequest\x12\x19\n\x11\x61t_least_revision\x18\x01 \x01(\x04\"<\n\x0b\x44igestReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x0c\"(\n\x0e\x45ntriesRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x04\"=\n\x0c\x45ntriesReply\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.quorumesh.v1.CommittedEntry\">\n\x0e\x43ommittedEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\x32\xa1\x03\n\x04Mesh\x12@\n\x06Status\x12\x1b.quorumesh.v1.StatusRequest\x1a\x19.quorumesh.v1.StatusReply\x12\x43\n\x07Members\x12\x1c.quorumesh.v1.MembersRequest\x1a\x1a.quorumesh.v1.MembersReply\x12O\n\x0b\x43reateToken\x12 .quorumesh.v1.CreateTokenRequest\x1a\x1e.quorumesh.v1.CreateTokenReply\x12:\n\x04Join\x12\x19.quorumesh.v1.JoinRequest\x1a\x17.quorumesh.v1.JoinReply\x12@\n\x06\x44igest\x12\x1b.quorumesh.v1.DigestRequest\x1a\x19.quorumesh.v1.DigestReply\x12\x43\n\x07\x45ntries\x12\x1c.quorumesh.v1.EntriesRequest\x1a\x1a.quorumesh.v1.EntriesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorumesh/v1/mesh.proto\x12\x0cquorumesh.v1\"\xac\x01\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05voter\x18\x04 \x01(\x08\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x0e\n\x06leader\x18\x06 \x01(\x08\x12\x18\n\x10\x61\x64mitted_wall_ms\x18\x07 \x01(\x04\x12\x19\n\x11\x61pply_version_max\x18\x08 \x01(\r\x12\x0f\n\x07leaving\x18\t \x01(\x08\"\x0f\n\rStatusRequest\"\xb6\x04\n\x0bStatusReply\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x11\n\tleader_id\x18\x05 \x01(\t\x12\x10\n\x08writable\x18\x06 \x01(\x08\x12\x15\n\rleader_age_ms\x18\x07 \x01(\x04\x12\x0c\n\x04term\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\n \x01(\x04\x12\x12\n\ncounted_ms\x18\x0b \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0c \x01(\x0c\x12\x0c\n\x04loop\x18\r \x01(\t\x12\x0f\n\x07version\x18\x0e \x01(\t\x12%\n\x07members\x18\x0f \x03(\x0b\x32\x14.quorumesh.v1.Member\x12+\n\x07workers\x18\x10 \x03(\x0b\x32\x1a.quorumesh.v1.WorkerStatus\x12\x12\n\ntask_count\x18\x11 \x01(\x04\x12\x13\n\x0bready_count\x18\x12 \x01(\x04\x12\x15\n\rclaimed_count\x18\x13 \x01(\x04\x12\x18\n\x10\x63ompaction_count\x18\x14 \x01(\x04\x12\x1e\n\x16snapshot_install_count\x18\x15 \x01(\x04\x12\x15\n\rjournal_bytes\x18\x16 \x01(\x04\x12\x14\n\x0cledger_bytes\x18\x17 \x01(\x04\x12(\n\x05scrub\x18\x18 \x01(\x0b\x32\x19.quorumesh.v1.ScrubStatus\x12\x0f\n\x07trouble\x18\x19 \x01(\t\"g\n\x0bScrubStatus\x12\x0e\n\x06result\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x61ge_ms\x18\x03 \x01(\x04\x12\x13\n\x0bround_count\x18\x04 \x01(\x04\x12\x11\n\trow_count\x18\x05 \x01(\x04\"h\n\x0cWorkerStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x0e\n\x06skills\x18\x05 \x03(\t\x12\x0c\n\x04open\x18\x06 \x01(\x08\"\x10\n\x0eMembersRequest\"G\n\x0cMembersReply\x12%\n\x07members\x18\x01 \x03(\x0b\x32\x14.quorumesh.v1.Member\x12\x10\n\x08revision\x18\x02 \x01(\x04\"$\n\x12\x43reateTokenRequest\x12\x0e\n\x06ttl_ms\x18\x01 \x01(\x04\":\n\x10\x43reateTokenReply\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0f\x65xpires_wall_ms\x18\x02 \x01(\x04\"m\n\x0bJoinRequest\x12\x10\n\x08token_id\x18\x01 \x01(\x0c\x12\x0e\n\x06secret\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08replaces\x18\x06 \x01(\t\"\xb4\x01\n\tJoinReply\x12\x0f\n\x07mesh_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63\x61_certificate\x18\x04 \x01(\x0c\x12\x15\n\rsealed_ca_key\x18\x05 \x01(\x0c\x12%\n\x07members\x18\x06 \x03(\x0b\x32\x14.quorumesh.v1.Member\x12\x1a\n\x12\x63lient_certificate\x18\x07 \x01(\x0c\"*\n\rDigestRequest\x12\x19\n\x11\x61t_least_revision\x18\x01 \x01(\x04\"<\n\x0b\x44igestReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x0c\"(\n\x0e\x45ntriesRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x04\"=\n\x0c\x45ntriesReply\x12-\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1c.quorumesh.v1.CommittedEntry\">\n\x0e\x43ommittedEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\x32\xa1\x03\n\x04Mesh\x12@\n\x06Status\x12\x1b.quorumesh.v1.StatusRequest\x1a\x19.quorumesh.v1.StatusReply\x12\x43\n\x07Members\x12\x1c.quorumesh.v1.MembersRequest\x1a\x1a.quorumesh.v1.MembersReply\x12O\n\x0b\x43reateToken\x12 .quorumesh.v1.CreateTokenRequest\x1a\x1e.quorumesh.v1.CreateTokenReply\x12:\n\x04Join\x12\x19.quorumesh.v1.JoinRequest\x1a\x17.quorumesh.v1.JoinReply\x12@\n\x06\x44igest\x12\x1b.quorumesh.v1.DigestRequest\x1a\x19.quorumesh.v1.DigestReply\x12\x43\n\x07\x45ntries\x12\x1c.quorumesh.v1.EntriesRequest\x1a\x1a.quorumesh.v1.EntriesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,33 +36,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=216
   _globals['_STATUSREQUEST']._serialized_end=231
   _globals['_STATUSREPLY']._serialized_start=234
-  _globals['_STATUSREPLY']._serialized_end=783
-  _globals['_SCRUBSTATUS']._serialized_start=785
-  _globals['_SCRUBSTATUS']._serialized_end=888
-  _globals['_WORKERSTATUS']._serialized_start=890
-  _globals['_WORKERSTATUS']._serialized_end=994
-  _globals['_MEMBERSREQUEST']._serialized_start=996
-  _globals['_MEMBERSREQUEST']._serialized_end=1012
-  _globals['_MEMBERSREPLY']._serialized_start=1014
-  _globals['_MEMBERSREPLY']._serialized_end=1085
-  _globals['_CREATETOKENREQUEST']._serialized_start=1087
-  _globals['_CREATETOKENREQUEST']._serialized_end=1123
-  _globals['_CREATETOKENREPLY']._serialized_start=1125
-  _globals['_CREATETOKENREPLY']._serialized_end=1183
-  _globals['_JOINREQUEST']._serialized_start=1185
-  _globals['_JOINREQUEST']._serialized_end=1294
-  _globals['_JOINREPLY']._serialized_start=1297
-  _globals['_JOINREPLY']._serialized_end=1477
-  _globals['_DIGESTREQUEST']._serialized_start=1479
-  _globals['_DIGESTREQUEST']._serialized_end=1521
-  _globals['_DIGESTREPLY']._serialized_start=1523
-  _globals['_DIGESTREPLY']._serialized_end=1583
-  _globals['_ENTRIESREQUEST']._serialized_start=1585
-  _globals['_ENTRIESREQUEST']._serialized_end=1625
-  _globals['_ENTRIESREPLY']._serialized_start=1627
-  _globals['_ENTRIESREPLY']._serialized_end=1688
-  _globals['_COMMITTEDENTRY']._serialized_start=1690
-  _globals['_COMMITTEDENTRY']._serialized_end=1752
-  _globals['_MESH']._serialized_start=1755
-  _globals['_MESH']._serialized_end=2172
+  _globals['_STATUSREPLY']._serialized_end=800
+  _globals['_SCRUBSTATUS']._serialized_start=802
+  _globals['_SCRUBSTATUS']._serialized_end=905
+  _globals['_WORKERSTATUS']._serialized_start=907
+  _globals['_WORKERSTATUS']._serialized_end=1011
+  _globals['_MEMBERSREQUEST']._serialized_start=1013
+  _globals['_MEMBERSREQUEST']._serialized_end=1029
+  _globals['_MEMBERSREPLY']._serialized_start=1031
+  _globals['_MEMBERSREPLY']._serialized_end=1102
+  _globals['_CREATETOKENREQUEST']._serialized_start=1104
+  _globals['_CREATETOKENREQUEST']._serialized_end=1140
+  _globals['_CREATETOKENREPLY']._serialized_start=1142
+  _globals['_CREATETOKENREPLY']._serialized_end=1200
+  _globals['_JOINREQUEST']._serialized_start=1202
+  _globals['_JOINREQUEST']._serialized_end=1311
+  _globals['_JOINREPLY']._serialized_start=1314
+  _globals['_JOINREPLY']._serialized_end=1494
+  _globals['_DIGESTREQUEST']._serialized_start=1496
+  _globals['_DIGESTREQUEST']._serialized_end=1538
+  _globals['_DIGESTREPLY']._serialized_start=1540
+  _globals['_DIGESTREPLY']._serialized_end=1600
+  _globals['_ENTRIESREQUEST']._serialized_start=1602
+  _globals['_ENTRIESREQUEST']._serialized_end=1642
+  _globals['_ENTRIESREPLY']._serialized_start=1644
+  _globals['_ENTRIESREPLY']._serialized_end=1705
+  _globals['_COMMITTEDENTRY']._serialized_start=1707
+  _globals['_COMMITTEDENTRY']._serialized_end=1769
+  _globals['_MESH']._serialized_start=1772
+  _globals['_MESH']._serialized_end=2189
 # @@protoc_insertion_point(module_scope)

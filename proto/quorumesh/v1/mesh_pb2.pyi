@@ -108,6 +108,7 @@ class StatusReply(_message.Message):
     JOURNAL_BYTES_FIELD_NUMBER: _builtins.int
     LEDGER_BYTES_FIELD_NUMBER: _builtins.int
     SCRUB_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     mesh_id: _builtins.str
     node_id: _builtins.str
     name: _builtins.str
@@ -135,6 +136,8 @@ class StatusReply(_message.Message):
     snapshot_install_count: _builtins.int
     journal_bytes: _builtins.int
     ledger_bytes: _builtins.int
+    trouble: _builtins.str
+    """why this node can write nothing, and what helps; empty: it can"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
@@ -170,10 +173,11 @@ class StatusReply(_message.Message):
         journal_bytes: _builtins.int = ...,
         ledger_bytes: _builtins.int = ...,
         scrub: Global___ScrubStatus | None = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scrub", b"scrub"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed_count", b"claimed_count", "commit_index", b"commit_index", "compaction_count", b"compaction_count", "counted_ms", b"counted_ms", "digest", b"digest", "journal_bytes", b"journal_bytes", "leader_age_ms", b"leader_age_ms", "leader_id", b"leader_id", "ledger_bytes", b"ledger_bytes", "loop", b"loop", "members", b"members", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "ready_count", b"ready_count", "revision", b"revision", "role", b"role", "scrub", b"scrub", "snapshot_install_count", b"snapshot_install_count", "task_count", b"task_count", "term", b"term", "version", b"version", "workers", b"workers", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed_count", b"claimed_count", "commit_index", b"commit_index", "compaction_count", b"compaction_count", "counted_ms", b"counted_ms", "digest", b"digest", "journal_bytes", b"journal_bytes", "leader_age_ms", b"leader_age_ms", "leader_id", b"leader_id", "ledger_bytes", b"ledger_bytes", "loop", b"loop", "members", b"members", "mesh_id", b"mesh_id", "name", b"name", "node_id", b"node_id", "ready_count", b"ready_count", "revision", b"revision", "role", b"role", "scrub", b"scrub", "snapshot_install_count", b"snapshot_install_count", "task_count", b"task_count", "term", b"term", "trouble", b"trouble", "version", b"version", "workers", b"workers", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
