@@ -61,10 +61,14 @@ class Life:
         """The process dies within one of its next changes to the disk; it is started again later."""
         one.crash_loses_power = fault.share < 0.5
         one.disk.crash_in = 1 + fault.other
-        self.world.after_ms(fault.for_ms + 200, lambda: self._end_crash(one))
+        self.world.after_ms(fault.for_ms + 200, lambda: self._end_crash(one, fault))
 
-    def _end_crash(self, one: SimNode) -> None:
+    def _end_crash(self, one: SimNode, fault: Fault) -> None:
+        """Now and then it dies again, within what its next start does to the disk."""
         one.disk.crash_in = None
+        if not one.is_up and self.chance.random() < 0.4:
+            one.disk.crash_in = 1 + fault.one // 3
+            self.world.after_ms(300, lambda: self._end_crash(one, fault))
         one.start()
 
     def _kill_all(self, fault: Fault, one: SimNode, other: SimNode) -> None:

@@ -62,6 +62,7 @@ class Limits:
     compact_entries: int
     keep_entries: int
     segment_bytes_max: int
+    scrub_ms: int = 0
     voters_max: int = 5
 
 
@@ -96,6 +97,8 @@ class Process:
             act()
         except Crashed:
             self.node.crashed()
+        except Damaged as damage:
+            self.node.refused(damage)
         else:
             if self.core.engine.counters.led != self.led_count:
                 self.led_count = self.core.engine.counters.led
@@ -202,7 +205,7 @@ class SimNode:
         except Crashed:
             self.crashed()
         except Damaged as damage:
-            self._refused(damage)
+            self.refused(damage)
         except StorageFailed as failure:
             self.world.note("unopened", self.node_id, words=str(failure))
             self._end_process(silently=False)
@@ -225,6 +228,7 @@ class SimNode:
             keep_entries=self.limits.keep_entries,
             segment_bytes_max=self.limits.segment_bytes_max,
             voters_max=self.limits.voters_max,
+            scrub_ms=self.limits.scrub_ms,
         )
         ports = Ports(process.end, self.clock, process, process.chance, number, self.disk)
         self.network.add(process.end)
@@ -232,7 +236,8 @@ class SimNode:
         process.core.observe(process)
         self.checks.opened(process)
 
-    def _refused(self, damage: Damaged) -> None:
+    def refused(self, damage: Damaged) -> None:
+        """The node cannot trust its folder, and takes no part any more."""
         self.world.note("refused", self.node_id, words=str(damage))
         self._end_process(silently=False)
         self.state = "lost"
