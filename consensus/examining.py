@@ -199,7 +199,7 @@ def _structure(path: Path) -> str:
             rows = db.execute(f"PRAGMA integrity_check({FAULTS_SHOWN_MAX})").fetchall()
     except sqlite3.Error as error:
         raise Damaged(f"the ledger is damaged: {error}") from error
-    said = "; ".join(row[0].decode("utf-8", "replace") for row in rows)
+    said = "; ".join(" ".join(row[0].decode("utf-8", "replace").split()) for row in rows)
     if said != "ok":
         raise Damaged(f"the ledger is damaged: {said}")
     return "pages, rows and indexes fit together"

@@ -338,7 +338,7 @@ def open_at(path: Path, index: int) -> sqlite3.Connection:
 def check_structure(reading: sqlite3.Connection) -> None:
     """Damaged unless pages, rows and indexes fit together. Reads the whole file."""
     rows = reading.execute(f"PRAGMA integrity_check({FAULTS_SHOWN_MAX})").fetchall()
-    said = "; ".join(bytes(row[0]).decode("utf-8", "replace") for row in rows)
+    said = "; ".join(" ".join(row[0].decode("utf-8", "replace").split()) for row in rows)
     if said != "ok":
         raise Damaged(f"the ledger is damaged: {said}")
 
