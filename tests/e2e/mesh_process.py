@@ -123,8 +123,8 @@ class NodeProcess:
         assert self.process is not None, f"{self.name} does not run"
         return self.process.pid
 
-    def start(self, token: str | None = None) -> None:
-        """Start the process; it is not waited for."""
+    def start(self, token: str | None = None, *, flags: Sequence[str] = ()) -> None:
+        """Start the process; it is not waited for. `flags` hold for this start only."""
         assert self.process is None, f"{self.name} already runs"
         command = [*self.site.launcher, sys.executable, "-m", "node.cli.main", "node", "start"]
         command += ["--data", str(self.data), "--name", self.name]
@@ -136,7 +136,7 @@ class NodeProcess:
             command += ["--join", token]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self.options],
+                [*command, *self.options, *flags],
                 cwd=ROOT,
                 env={
                     **os.environ,

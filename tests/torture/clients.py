@@ -43,7 +43,7 @@ from tests.torture.history import History, Operation, now_ns
 CALL_S = 2.0
 TRIES = 4
 PAUSE_S = (0.05, 0.25)
-RETRY_S = (0.05, 0.15)
+RETRY_S = (0.1, 0.3)
 OPERATIONS_PER_TASK_MAX = 16
 TASKS_REMEMBERED_MAX = 48
 SUBTASK = "only"

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from node.api.errors import EXIT_DAMAGED
 from tests.e2e.mesh_process import LocalMesh, NodeProcess, NotInTime, wait_for
 from tests.faultlib.control import Faults
-from tests.faultlib.powerloss import lose_power
+from tests.faultlib.powerloss import Names, lose_power
 from tests.torture.lab import Network, Pair, SmallDisk, number_of
 from tests.torture.load import Load
 
@@ -69,7 +70,8 @@ class Kind:
 
 
 def kill_one(scene: Scene) -> Wound:
-    victim = scene.rng.choice(scene.nodes)
+    """A follower dies: hardly a write waits for it."""
+    victim = scene.rng.choice(scene.mesh.followers())
     victim.kill()
     return Wound(victim.name, victim.start)
 
@@ -163,13 +165,44 @@ def eio_sync(scene: Scene) -> Wound:
 
 
 def power_loss_all(scene: Scene) -> Wound:
-    """The power of all nodes fails at once: what was not synced is gone, in part, or torn."""
+    """The power of all nodes fails at once: what was not synced is gone, in part, or torn.
+
+    Names come back in order, as of a journalling file system, or any of them.
+    """
     scene.mesh.kill_all()
+    names = scene.rng.choice((Names.ORDERED, Names.ANY))
     for node in scene.nodes:
         faults = scene.faults[node.name]
         assert faults.log is not None
-        lose_power(faults.folder, faults.log, scene.rng)
-    return Wound("all", lambda: _start(scene.nodes))
+        lose_power(faults.folder, faults.log, scene.rng, names=names)
+    return Wound(f"all, names {names.value}", lambda: _start(scene.nodes))
+
+
+def damage(scene: Scene) -> Wound:
+    """A byte of a dead follower's vote or journal flips. It refuses to start, and then rejoins."""
+    victim = scene.rng.choice(scene.mesh.followers())
+    old_id = victim.status().node_id
+    victim.kill()
+    state = victim.data / "state"
+    oldest = min((state / "journal").iterdir())
+    path = scene.rng.choice((state / "vote", oldest))
+    content = bytearray(path.read_bytes())
+    # In the first half: nothing there can be the torn end of what was being written.
+    at = scene.rng.randrange(len(content) // 2)
+    content[at] ^= 1 << scene.rng.randrange(8)
+    path.write_bytes(content)
+
+    def mend() -> None:
+        victim.start()
+        wait_for(victim.has_ended, f"{victim.name} refuses damage", within_s=WELL_S)
+        assert victim.process is not None
+        code = victim.process.returncode
+        assert code == EXIT_DAMAGED, f"{victim.name} ended with {code}, not as damaged"
+        victim.kill()
+        victim.start(flags=["--rejoin"])
+        wait_for(lambda: _is_replaced(victim, old_id), "the new one votes", within_s=2 * WELL_S)
+
+    return Wound(f"{victim.name}, byte {at} of {path.name}", mend)
 
 
 def rolled_back(scene: Scene) -> Wound:
@@ -262,6 +295,7 @@ KINDS: dict[str, Kind] = {
         Kind("power-loss-all", power_loss_all, 0.0, is_preloaded=True, logs_writes=True),
         Kind("clock-jump", clock_jump, 3.0, is_preloaded=True),
         Kind("clock-drift", clock_drift, 4.0, is_preloaded=True),
+        Kind("damage", damage, 1.0),
         Kind("rolled-back", rolled_back, 0.0, is_proof=True),
         Kind("hand-over", hand_over, 3 * LEASE_S),
     )
@@ -291,6 +325,13 @@ def _between(some: Sequence[NodeProcess], others: Sequence[NodeProcess]) -> list
 
 def _others(scene: Scene, some: Sequence[NodeProcess]) -> list[NodeProcess]:
     return [node for node in scene.nodes if node not in some]
+
+
+def _is_replaced(node: NodeProcess, old_id: str) -> bool:
+    assert not node.has_ended(), f"{node.name} ended by itself:\n{node.log_tail()}"
+    status = node.status()
+    voters = {member.node_id for member in status.members if member.voter}
+    return status.node_id in voters and old_id not in voters
 
 
 def _names(nodes: Sequence[NodeProcess]) -> str:

@@ -118,8 +118,8 @@ def undone(name: str, info: TaskInfo, *, was_cancelled: bool) -> list[str]:
 def wrong_results(name: str, info: TaskInfo, output: bytes | None, effects: Effects) -> list[str]:
     accepted = effects.accepted.get(f"{name}/{SUBTASK}", set())
     if info.state != TASK_SUCCEEDED:
-        is_lost = accepted and info.state != TASK_CANCELLED
-        return [f"{name}: a completion was accepted, and it has not succeeded"] if is_lost else []
+        # The only subtask was completed, so the task has ended by that and by nothing else.
+        return [f"{name}: a completion was accepted, and it has not succeeded"] if accepted else []
     found = digest_of(info.output.data)
     if output is not None and info.output.data != output:
         return [f"{name}: the result is not the result"]
