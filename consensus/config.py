@@ -37,6 +37,7 @@ class ReplicaConfig:
     joined_voters: dict[str, str] = field(default_factory=dict)
     compact_entries: int = 20_000
     compact_wal_bytes: int = 32 << 20
+    compact_journal_bytes: int = 64 << 20
     keep_entries: int = 4_000
     voters_max: int = 5
     segment_bytes_max: int = 8 << 20

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sqlite3
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -170,3 +170,13 @@ def remove_database(path: Path, disk: Disk) -> None:
     """Remove a database file with what SQLite may have left beside it."""
     for suffix in ("", "-journal", "-wal", "-shm"):
         disk.remove(path.with_name(path.name + suffix))
+
+
+@contextlib.contextmanager
+def removed_if_it_fails(path: Path, disk: Disk) -> Iterator[None]:
+    """Leave nothing behind of what could not be finished: the disk may be full."""
+    try:
+        yield
+    except BaseException:
+        remove_database(path, disk)
+        raise

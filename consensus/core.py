@@ -72,7 +72,7 @@ class Core:
         self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
         self.membership = Membership(self, ports.link)
         self.autopilot = Autopilot(self, ports.link, ports.clock)
-        self.compaction = Compaction(self, ports.background)
+        self.compaction = Compaction(self, ports.background, on_wake=on_wake)
         self.scrubbing = Scrubbing(
             self,
             link=ports.link,
@@ -261,7 +261,7 @@ class Core:
         """
         if self.diverged:
             return
-        if self._apply_due:
+        if self._apply_due and not self.compaction.holds_apply:
             self._apply_due = False
             if self._apply_committed():
                 self._on_wake()
@@ -285,9 +285,12 @@ class Core:
         self.autopilot.turn()
         self.compaction.turn()
         self._take_out_if_wrong(self.scrubbing.turn())
-        if self.engine.has_committed() and self._storage.may_apply():
+        if self._may_apply() and self.engine.has_committed():
             self._apply_due = True
             self._on_wake()
+
+    def _may_apply(self) -> bool:
+        return self._storage.may_apply() and not self.compaction.holds_apply
 
     def _look_after_storage(self) -> None:
         """What was never sent is refused at once; a disk that was full may have room again."""

@@ -79,7 +79,9 @@ class Replica:
     def _periodic(self) -> None:
         if self._loop is not None:
             self._loop.call_later(TICK_MS / 1_000, self._periodic)
-            self._turn()
+            # Not a turn at once: another one that is due already would go on beside it, and while
+            # there is much to apply ever more of them would run before the loop has its turn.
+            self._wake()
 
     def _wake(self) -> None:
         if not self._turn_due and self._loop is not None:

@@ -7,8 +7,11 @@ read. What arrives is kept aside until it was checked, off the loop, and only th
 from __future__ import annotations
 
 import logging
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from quorumesh.v1.peer_pb2 import SnapshotChunk
@@ -22,6 +25,7 @@ from consensus.copying import (
     copy_pages,
     prove_copy,
     remove_database,
+    removed_if_it_fails,
 )
 from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
@@ -77,6 +81,8 @@ class Snapshots:
         self._replace = replace
         self._wal_bytes_max = wal_bytes_max
         self._latest: SnapshotFile | None = None
+        # Replaced by a newer one, which needs that these are sent to somebody: so they are few.
+        self._retired: list[tuple[weakref.ref[SnapshotFile], int]] = []
         self._refusals = 0
         self._making = False
         self._reading = False
@@ -116,7 +122,8 @@ class Snapshots:
             return wal_bytes(source) <= self._wal_bytes_max
 
         def read() -> None:
-            copied.append(copy_pages(source, folder / PARTIAL, disk, may_go_on=may_go_on))
+            with removed_if_it_fails(folder / PARTIAL, disk):
+                copied.append(copy_pages(source, folder / PARTIAL, disk, may_go_on=may_go_on))
 
         def was_read(error: BaseException | None) -> None:
             self._reading = False
@@ -126,7 +133,8 @@ class Snapshots:
                 self._give_up(error)
 
         def prove() -> None:
-            made.append(prove_copy(folder, copied[0], disk))
+            with removed_if_it_fails(folder / PARTIAL, disk):
+                made.append(prove_copy(folder, copied[0], disk))
 
         def was_proven(error: BaseException | None) -> None:
             if error is None:
@@ -140,7 +148,6 @@ class Snapshots:
         self._making = False
         # A disk that is full does not get emptier by filling it again at once.
         self._pass_over_count = REFUSED_REQUESTS
-        remove_database(self._directory.snapshots / PARTIAL, self._directory.disk)
         if isinstance(error, Damaged):
             self.damage = str(error)
             log.critical("no copy of this ledger is sent to anybody: %s", error)
@@ -149,10 +156,23 @@ class Snapshots:
 
     def _keep(self, made: SnapshotFile) -> None:
         self._making, self._refusals = False, 0
-        old, self._latest = self._latest, made
+        self._retire(named_anew=made.path)
+        self._latest = made
         self.made_count += 1
-        if old is not None and old.path != made.path:
-            self._directory.disk.remove(old.path)
+
+    def _retire(self, *, named_anew: Path | None = None) -> None:
+        """The copy loses its name now, and its bytes once nobody is sent it: in a thread, for they are many."""
+        old, self._latest = self._latest, None
+        if old is not None:
+            self._retired.append((weakref.ref(old), os.dup(old.fd)))
+            if old.path != named_anew:
+                self._directory.disk.remove(old.path)
+
+    def _close_retired(self) -> None:
+        for reference, fd in self._retired[:]:
+            if reference() is None:
+                self._retired.remove((reference, fd))
+                self._background.run(partial(os.close, fd), _ended)
 
     def refused(self, snapshot: Sendable) -> None:
         """A peer received all of it and threw it away; after REFUSALS_MAX a new one is made."""
@@ -165,8 +185,8 @@ class Snapshots:
         """It is not handed out again; the next request makes a new one, but not at once."""
         if snapshot is self._latest:
             log.error("the copy of the ledger at %d is not sound: it is made anew", snapshot.index)
-            self._directory.disk.remove(self._latest.path)
-            self._latest, self._refusals = None, 0
+            self._retire()
+            self._refusals = 0
             self._pass_over_count = REFUSED_REQUESTS
 
     # Copies from others.
@@ -231,7 +251,7 @@ class Snapshots:
         def done(error: BaseException | None) -> None:
             if incoming is not self._incoming:
                 # It was given up meanwhile, and the check may have left files of its own.
-                remove_database(incoming.path, disk)
+                self._remove(incoming.path)
                 return
             if error is not None:
                 log.error("a received copy of the ledger was thrown away: %s", error)
@@ -242,6 +262,8 @@ class Snapshots:
         self._background.run(work, done)
 
     def checked(self) -> Checked | None:
+        if self._retired:
+            self._close_retired()
         return self._incoming.checked if self._incoming is not None else None
 
     def is_complete(self) -> bool:
@@ -256,7 +278,11 @@ class Snapshots:
             return
         if incoming.handle >= 0:
             self._directory.disk.close(incoming.handle)
-        remove_database(incoming.path, self._directory.disk)
+        self._remove(incoming.path)
+
+    def _remove(self, path: Path) -> None:
+        """In a thread, for a large file takes its time to go."""
+        self._background.run(partial(remove_database, path, self._directory.disk), _ended)
 
     def install(self, index: int, term: int) -> None:
         """Make the copy that was found sound the ledger in force."""
@@ -266,6 +292,10 @@ class Snapshots:
         self._incoming = None
         self._replace(incoming.path, index)
         self.installed_count += 1
+
+
+def _ended(error: BaseException | None) -> None:
+    """What could not be removed is removed at the next start."""
 
 
 def wal_bytes(path: Path) -> int:

@@ -14,7 +14,7 @@ SNAPSHOT_RESEND_MS = 1_000
 NEEDED_MS_MAX = 5_000  # a peer not heard for so long holds up no compaction
 OUTBOX_FRAMES_MAX = 65_536
 APPLY_ENTRIES_PER_TICK_MAX = 256
-APPLY_MS_PER_TICK_MAX = 50  # then heartbeats have their turn; one entry may take longer
+APPLY_MS_PER_TICK_MAX = 20  # then heartbeats have their turn; one entry may take longer
 LINK_LOST_WAIT_MS = (50, 150)  # before asking for pre-votes once the link to the leader broke
 # No term or time that was counted comes near these, and what is stored has room for a little more.
 TERM_MAX = 1 << 62

@@ -17,7 +17,7 @@ from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.errors import ConsensusError
 from consensus.ledger import Ledger
-from consensus.snapshots import Snapshots
+from consensus.snapshots import Snapshots, wal_bytes
 from tests.consensus.cluster import Cluster, MemoryEnd
 from tests.consensus.test_autopilot import admit, founded
 from tests.consensus.test_cores import accepted, submit
@@ -104,6 +104,34 @@ def test_a_copy_being_sent_stays_readable_when_a_newer_one_has_replaced_it(tmp_p
     assert not first.path.exists()
     assert b"".join(first.read(at, step) for at in range(0, len(whole), step)) == whole
     ledger.close()
+
+
+def test_many_bytes_of_journal_are_compacted_however_few_entries_they_are(tmp_path: Path) -> None:
+    cluster = founded(tmp_path, compact_journal_bytes=20_000, keep_entries=5)
+
+    core = fill(cluster, 1, 400)
+
+    assert core.applied_index < core.config.compact_entries
+    assert core.compaction.done_count >= 1
+
+
+def test_a_write_ahead_log_that_a_reader_let_grow_shrinks_again(tmp_path: Path) -> None:
+    bound_bytes = 1_000_000
+    cluster = founded(tmp_path, compact_wal_bytes=bound_bytes)
+    core = cluster.cores["n1"]
+    reading = sqlite3.connect(core.ledger_path, isolation_level=None)
+    with contextlib.closing(reading):
+        reading.execute("BEGIN")
+        reading.execute("SELECT applied_index FROM ledger").fetchone()
+        fill(cluster, 1, 200)
+        grown_bytes = wal_bytes(core.ledger_path)
+        reading.execute("ROLLBACK")
+    assert core.compaction.done_count == 0
+
+    fill(cluster, 201, 500)
+
+    assert core.compaction.done_count >= 1
+    assert wal_bytes(core.ledger_path) < bound_bytes * 2 < grown_bytes / 2
 
 
 class SlowJoiner:

@@ -170,7 +170,7 @@ def test_a_copy_of_a_leader_that_fell_while_it_was_checked_is_not_installed(
     cluster.world.run_for(2_500)
 
     assert returned.snapshots.installed_count == 0 and returned.ledger_path == path
-    assert list((returned.config.root / "incoming").iterdir()) == []
+    cluster.world.run(lambda: not list((returned.config.root / "incoming").iterdir()))
     cluster.wires.heal()
     cluster.world.run(cluster.agree, ms_max=60_000)
     assert holds_all(cluster, WRITTEN)
@@ -272,3 +272,28 @@ def test_an_end_that_is_silent_is_asked_whether_it_still_has_the_copy(tmp_path: 
     cluster.world.run(lambda: asked.count(0) >= 2)
 
     assert leader.engine.role == "leader"
+
+
+def held_open(name: str) -> int:
+    """How many of this process's files are the removed one of that name."""
+    found = 0
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += str(fd.readlink()).endswith(f"{name} (deleted)")
+    return found
+
+
+def test_a_replaced_copy_leaves_the_disk_once_nobody_is_sent_it(tmp_path: Path) -> None:
+    snapshots, first = made(tmp_path)
+    name = f"{tmp_path.name}/snapshots/{first.path.name}"
+    ledger = Ledger.open(str(tmp_path / "ledger-0" / "ledger.db"))
+    ledger.apply_noop(1, 1)
+    ledger.close()
+    snapshots.request()
+    snapshots.checked()
+    assert held_open(name) == 2
+
+    del first
+    snapshots.checked()
+
+    assert held_open(name) == 0

@@ -251,3 +251,21 @@ async def test_a_long_read_is_of_one_revision_whatever_is_applied_meanwhile(
         applied.set()
         reads.close()
         ledger.close()
+
+
+async def test_a_long_read_gives_way_when_the_write_ahead_log_has_outgrown_its_bound(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger.open(str(path))
+    ledger.apply_noop(1, 1)
+    reads = LongReads(lambda: path, wal_bytes_max=100)
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+
+    try:
+        with pytest.raises(Unavailable, match="interrupted"):
+            await reads.ask(lambda reader: reader._db.execute(endless).fetchone())
+        assert await reads.ask(Reader.revision) == 1
+    finally:
+        reads.close()
+        ledger.close()

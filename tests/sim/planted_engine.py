@@ -158,16 +158,16 @@ def two_membership_changes() -> AbstractContextManager[None]:
 @contextmanager
 def drop_segments_before_the_checkpoint() -> Iterator[None]:
     """Journal segments go as soon as their entries are applied, whatever the ledger's file holds."""
-    sound = Compaction._finish
+    sound = Compaction._was_passive
 
-    def finish(self: Any, error: BaseException | None) -> None:
+    def was_passive(self: Any, path: Path, error: BaseException | None) -> None:
         core = self._core
         index = core.applied_index
         core.journal.drop_to(index - self.keep_entries(index))
         self._running, self._last_index = False, index
 
-    assert sound is not finish
-    with swapped(Compaction, "_finish", finish):
+    assert sound is not was_passive
+    with swapped(Compaction, "_was_passive", was_passive):
         yield
 
 
