@@ -217,6 +217,24 @@ int posix_fallocate(int fd, off_t offset, off_t bytes)
     return posix_fallocate64(fd, offset, bytes);
 }
 
+int truncate64(const char *path, off64_t size)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC), result, error;
+
+    if (fd < 0)
+        return -1;
+    result = ftruncate64(fd, size);
+    error = errno;
+    close(fd);
+    errno = error;
+    return result;
+}
+
+int truncate(const char *path, off_t size)
+{
+    return truncate64(path, size);
+}
+
 /* A sync that failed leaves its data forsaken: the system drops it, and a later sync says "done". */
 static int sync_tracked(int fd, long number)
 {

@@ -18,6 +18,7 @@ TRY_ALL = """
         ("writev", lambda: os.writev(fd, [b"x", b"y"])),
         ("pwritev", lambda: os.pwritev(fd, [b"x"], 0)),
         ("ftruncate", lambda: os.ftruncate(fd, 1)),
+        ("truncate", lambda: os.truncate(folder + "/a", 1)),
         ("fallocate", lambda: os.posix_fallocate(fd, 0, 4096)),
         ("fsync", lambda: os.fsync(fd)),
         ("fdatasync", lambda: os.fdatasync(fd)),
@@ -28,7 +29,7 @@ TRY_ALL = """
         except OSError as error:
             print(name, error.errno)
 """
-WRITES = ("write", "pwrite", "writev", "pwritev", "ftruncate", "fallocate")
+WRITES = ("write", "pwrite", "writev", "pwritev", "ftruncate", "truncate", "fallocate")
 SYNCS = ("fsync", "fdatasync")
 
 
