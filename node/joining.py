@@ -27,7 +27,7 @@ from mesh.tokens import TTL_MS_MAX, Token, encode, is_address, new_token, secret
 from node.api.errors import Refusal
 from node.api.guard import caller
 from node.api.proposing import Context, Proposer
-from node.config import NAME_CHARS_MAX, split_address
+from node.config import NAME_CHARS_MAX, ConfigError, split_address
 
 DIAL_BACK_MS = 2_000
 CLIENT_NAME_CHARS_MAX = 48
@@ -79,8 +79,9 @@ class Joining:
             raise Refusal("INVALID", str(error)) from error
         if len(request.name) > NAME_CHARS_MAX:
             raise Refusal("INVALID", f"name: at most {NAME_CHARS_MAX} characters")
-        await dial_back(request.address)
         node_id = node_id_of(key)
+        client = _client_of(request.name or node_id)
+        await dial_back(request.address)
         admit = Admit(
             token_id=request.token_id,
             secret_digest=secret_digest(request.secret) if request.token_id else b"",
@@ -92,7 +93,6 @@ class Joining:
         )
         await self.proposer.propose_one(Command(admit=admit), context)
         host, _ = split_address(request.address, "advertise")
-        name = request.name[:CLIENT_NAME_CHARS_MAX] or node_id
         return JoinReply(
             mesh_id=self.mesh_id,
             node_id=node_id,
@@ -100,7 +100,7 @@ class Joining:
             ca_certificate=self.authority.certificate_pem,
             sealed_ca_key=seal(self.authority.key_der, key),
             members=self.members(),
-            client_certificate=self.authority.issue(key, Principal("client", name)),
+            client_certificate=self.authority.issue(key, client),
         )
 
 
@@ -116,15 +116,28 @@ def _check_caller(request: JoinRequest) -> None:
         raise Refusal("PERMISSION_DENIED", "the certificate belongs to another token")
 
 
+def _client_of(name: str) -> Principal:
+    """Whom the people of the new host are to the mesh. Asked before anything is written."""
+    try:
+        return Principal.parse(f"client:{name[:CLIENT_NAME_CHARS_MAX]}")
+    except IdentityError as error:
+        raise Refusal(
+            "INVALID", f"name {name!r}: letters, digits, '.', '_', '@' and '-' only"
+        ) from error
+
+
 async def dial_back(address: str) -> None:
     """Refuse an address that this node cannot reach: peers could not either."""
     if not is_address(address):
         raise Refusal("INVALID", f"{address!r} is not HOST:PORT; start with --advertise HOST:PORT")
-    host, port = split_address(address, "advertise")
+    try:
+        host, port = split_address(address, "advertise")
+    except ConfigError as error:
+        raise Refusal("INVALID", str(error)) from error
     try:
         async with asyncio.timeout(DIAL_BACK_MS / 1_000):
             _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, UnicodeError) as error:  # the last: no name of a host
         why = str(error) or f"no answer within {DIAL_BACK_MS / 1_000:g} s"
         raise Refusal(
             "INVALID",

@@ -22,6 +22,7 @@ from consensus.ledger.results import GrantRef
 
 EVENT_ROWS_MAX = 500  # entries per page of events
 REFS_PER_QUERY = 500
+REVISION_MAX = (1 << 63) - 1  # a caller may name any; this is the last that a query can
 
 
 class OutOfRange(Exception):
@@ -120,7 +121,7 @@ class Reader:
         rows = self._db.execute(
             "SELECT e.revision, e.batch FROM task_event t JOIN event e ON e.revision = t.revision"
             " WHERE t.seq=? AND t.revision > ? ORDER BY t.revision",
-            (row.seq, after_revision),
+            (row.seq, min(after_revision, REVISION_MAX)),
         )
         for _, batch in rows:
             if len(events) >= size:
@@ -141,7 +142,7 @@ class Reader:
             raise OutOfRange(oldest)
         rows = self._db.execute(
             "SELECT revision, batch FROM event WHERE revision > ? ORDER BY revision LIMIT ?",
-            (revision, min(max(limit, 1), EVENT_ROWS_MAX)),
+            (min(revision, REVISION_MAX), min(max(limit, 1), EVENT_ROWS_MAX)),
         ).fetchall()
         events = [event for _, batch in rows for event in EventBatch.FromString(batch).events]
         return events, rows[-1][0] if rows else revision

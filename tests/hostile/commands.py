@@ -217,7 +217,7 @@ KINDS = tuple(
         partial(_begin, make),
         round_inputs=8_000,
         check_every_inputs=4_000,
-        ci_inputs=1_600,
+        ci_inputs=800,
         inputs_per_feed=ENTRY_COMMANDS,
     )
     for name, make in _MAKERS.items()

@@ -269,7 +269,7 @@ def _papers(rng: Random, folder: Path) -> Target:
 
 
 KINDS = (
-    Kind("file-journal", Segments, round_inputs=1_000),
+    Kind("file-journal", Segments, round_inputs=1_000, ci_inputs=500),
     Kind("file-vote", _votes),
     Kind("file-current", _starts("CURRENT"), round_inputs=200, ci_inputs=60),
     Kind("file-vote-of-node", _starts("vote"), round_inputs=200, ci_inputs=60),

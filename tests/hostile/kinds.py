@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.hostile import commands, files, frames, papers
+from tests.hostile import commands, files, frames, papers, services
 from tests.hostile.running import Kind
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (*frames.KINDS, *commands.KINDS, *files.KINDS, *papers.KINDS)
+    kind.name: kind for part in (frames, commands, files, papers, services) for kind in part.KINDS
 }

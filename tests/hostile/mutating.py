@@ -18,7 +18,17 @@ WIDE_EDGES = (
 )
 TEXTS = (
     *("", "n1", "n2", "n9", "x", "a" * 300, "\x00", "../../etc/passwd", "ledger-0", "é" * 40),
-    *("'; DROP TABLE task; --", "\ud7ff\U0010ffff", "node:n1", "127.0.0.1:1", "%s%n", "a\nb"),
+    *(
+        "'; DROP TABLE task; --",
+        "\ud7ff\U0010ffff",
+        "node:n1",
+        "127.0.0.1:1",
+        "a..b:1",
+        "_a:1",
+        "[zz]:1",
+        "%s%n",
+        "a\nb",
+    ),
 )
 BLOBS = (
     *(b"", b"\x00", b"\xff" * 16, b"\x80\x04cos\nsystem\n(S'true'\ntR.", b"\x00" * 5_000),
