@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import grpc
 
-from consensus.errors import ConsensusError
+from consensus.errors import ConsensusError, Damaged
+from consensus.scrub import is_damage
 from node.api.errors import Refusal, abort
 
 LOCAL = "local"  # on the Unix socket: processes of this node's own user
@@ -113,6 +115,11 @@ def _answering(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable
             return await reply if inspect.isawaitable(reply) else reply
         except (Refusal, ConsensusError) as error:
             await abort(context, error)
+        except sqlite3.DatabaseError as error:
+            # Rows that cannot be read are never answered with others, nor taken for a bug.
+            if not is_damage(error):
+                raise
+            await abort(context, Damaged(f"the ledger of this node is damaged: {error}"))
 
     return answer
 
@@ -129,6 +136,11 @@ def _streaming(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
                 await behavior(requests, context)
         except (Refusal, ConsensusError) as error:
             await abort(context, error)
+        except sqlite3.DatabaseError as error:
+            # Rows that cannot be read are never answered with others, nor taken for a bug.
+            if not is_damage(error):
+                raise
+            await abort(context, Damaged(f"the ledger of this node is damaged: {error}"))
 
     return stream
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from quorumesh.v1.mesh_pb2 import EntriesRequest, JoinRequest
+from quorumesh.v1.mesh_pb2 import DigestRequest, EntriesRequest, JoinRequest
 from quorumesh.v1.mesh_pb2_grpc import MeshStub
 
 from consensus.errors import Damaged
@@ -93,6 +93,27 @@ async def test_altered_rows_are_found_by_the_scrub_and_their_node_comes_back_as_
     assert read_identity(tmp_path / "n3" / "node.json").node_id == new
     async with mesh.client("n3") as client:
         await client.submit({"subtasks": [{"id": "a", "skill": "s"}]})
+
+
+async def test_rows_that_cannot_be_read_are_answered_with_data_loss(tmp_path: Path) -> None:
+    async with small_mesh(tmp_path) as mesh:
+        node = await mesh.start("n1", scrub_ms=0)
+        async with mesh.client("n1") as client:
+            await client.submit({"subtasks": [{"id": "a", "skill": "s"}]})
+        path = node.replica.core.ledger_path
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            query = "SELECT rootpage FROM sqlite_schema WHERE name='task'"
+            (page,) = db.execute(query).fetchone()
+        with path.open("r+b") as file:
+            file.seek((page - 1) * 4_096)
+            file.write(b"\xa5" * 4_096)
+
+        async with mesh.channel("n1", mesh.credentials("n1").channel_credentials()) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await MeshStub(channel).Digest(DigestRequest(), timeout=10)
+
+    assert refused.value.code() is grpc.StatusCode.DATA_LOSS
 
 
 async def test_a_voter_that_is_a_leader_steps_down_at_once_when_its_rows_are_wrong(
