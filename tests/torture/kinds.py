@@ -51,6 +51,7 @@ class Wound:
 
     victims: str
     mend: Callable[[], None]
+    held_s: float | None = None  # other than the kind says
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,13 @@ def power_loss_all(scene: Scene) -> Wound:
     return Wound(f"all, names {names.value}", lambda: _start(scene.nodes))
 
 
+def mixed(scene: Scene) -> Wound:
+    """A fault of another kind each time, so that each finds what the ones before have left."""
+    kind = KINDS[scene.rng.choice(MIXED)]
+    wound = kind.harm(scene)
+    return Wound(f"{kind.name} {wound.victims}", wound.mend, held_s=kind.held_s)
+
+
 def damage(scene: Scene) -> Wound:
     """A byte of a dead follower's vote or journal flips. It refuses to start, and then rejoins."""
     victim = scene.rng.choice(scene.mesh.followers())
@@ -295,6 +303,7 @@ KINDS: dict[str, Kind] = {
         Kind("power-loss-all", power_loss_all, 0.0, is_preloaded=True, logs_writes=True),
         Kind("clock-jump", clock_jump, 3.0, is_preloaded=True),
         Kind("clock-drift", clock_drift, 4.0, is_preloaded=True),
+        Kind("mixed", mixed, 0.0, needs_network=True, is_preloaded=True, logs_writes=True),
         Kind("damage", damage, 1.0),
         Kind("rolled-back", rolled_back, 0.0, is_proof=True),
         Kind("hand-over", hand_over, 3 * LEASE_S),
@@ -310,6 +319,14 @@ def wait_well(node: NodeProcess, *, within_s: float = WELL_S) -> None:
         return node.status().writable
 
     wait_for(is_well, f"{node.name} can write", within_s=within_s)
+
+
+# Those that need neither small disks nor a switch, and change no file behind the log's back.
+MIXED = (
+    *("kill-one", "kill-leader", "kill-all", "pause-leader", "pause-follower", "power-loss-all"),
+    *("partition-leader", "partition-halves", "one-way", "bridge", "ring"),
+    *("eio-write", "eio-sync", "clock-jump", "clock-drift"),
+)
 
 
 def _cut(scene: Scene, victims: str, pairs: Iterable[Pair]) -> Wound:

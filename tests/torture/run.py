@@ -209,7 +209,7 @@ class Conduct:
             self._report.violations.append(f"{self._order.kind.name}: {error}")
             return time.monotonic()
         say(f"{self._order.kind.name}: {wound.victims}, {rate_per_s:.0f} operations/s before")
-        pause(self._order.kind.held_s)
+        pause(self._order.kind.held_s if wound.held_s is None else wound.held_s)
         try:
             wound.mend()
         except AssertionError as error:
