@@ -21,10 +21,10 @@ from consensus.clock import CountedClock
 from consensus.compaction import Compaction, checkpoint_at_once
 from consensus.config import Observer, Ports, ReplicaConfig
 from consensus.directory import LedgerDirectory
-from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
+from consensus.engine import Engine, EngineConfig, Journal
 from consensus.errors import ConsensusError, Damaged, Removed, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
-from consensus.ledger import APPLY_VERSION, Ledger, Reader
+from consensus.ledger import APPLY_VERSION, Reader
 from consensus.membership import Membership
 from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
@@ -32,7 +32,7 @@ from consensus.retiring import let_go
 from consensus.room import Room
 from consensus.scrub import Scrubbing, is_damage, refuse_marked, write_mark
 from consensus.snapshots import Snapshots
-from consensus.storage import Storage, open_journal, open_ledger
+from consensus.storage import Storage, install_ledger, open_journal, open_ledger, open_vote
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
@@ -113,7 +113,7 @@ class Core:
             link=self._ports.link,
             clock=self._ports.clock,
             journal=self.journal,
-            vote=VoteRecord(self._directory.vote, disk=self._ports.disk),
+            vote=open_vote(self._directory),
             machine=self,
             snapshots=self.snapshots,
             rng=self._ports.rng,
@@ -128,6 +128,8 @@ class Core:
             self.journal.close()
         self.snapshots.abort()
         try:
+            # An install that was cut short may have named another one.
+            self._directory.put_in_force(self._path)
             self.journal = self._open_journal()
             self.engine = self._make_engine()
         except (OSError, StorageFailed) as error:
@@ -181,8 +183,7 @@ class Core:
 
     def _replace_ledger(self, copy: Path, index: int) -> None:
         # The old one stays open until the new one is there: if the disk refuses, reads go on.
-        path = self._directory.replace_ledger(copy, index)
-        fresh = Ledger.open(str(path))
+        path, fresh, fresh_reader = install_ledger(self._directory, copy, index)
         before, reader, ledger = self._path, self._reader, self.ledger
         older = self._directory.other_ledgers(path, before)
 
@@ -196,8 +197,7 @@ class Core:
             background=self._ports.background,
             after=lambda: self._directory.remove_ledgers(older),
         )
-        self._path, self.ledger = path, fresh
-        self._reader = Reader.open(str(path))
+        self._path, self.ledger, self._reader = path, fresh, fresh_reader
         assert self.ledger.applied_index == index
         self.counted.at_least(self.ledger.counted_ms)
         # Outcomes of the entries that the copy jumped over are not to be had: ask again.

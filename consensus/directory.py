@@ -75,19 +75,27 @@ class LedgerDirectory:
         self.disk.make_folder(self.root / name)
         self._point_at(name)
 
-    def replace_ledger(self, copy: Path, index: int) -> Path:
-        """Make a verified, synced copy the ledger in force; returns its new path. Survives any crash.
-
-        The ledger that was in force stays until the next time, for those who still read it.
-        """
-        name = f"ledger-{index}"
-        folder = self.root / name
+    def stage_ledger(self, copy: Path, index: int) -> Path:
+        """Give a verified, synced copy a folder of its own, durably; returns its new path there."""
+        folder = self.root / f"ledger-{index}"
         self.disk.remove_folder(folder)
         self.disk.make_folder(folder)
         target = folder / "ledger.db"
         self.disk.rename(copy, target)
         self.disk.sync_folder(folder)
-        self._point_at(name)
+        return target
+
+    def put_in_force(self, path: Path) -> None:
+        """From here on the ledger at this path is the one that a start finds. Survives any crash.
+
+        The one that was in force stays until the next time, for those who still read it.
+        """
+        self._point_at(path.parent.name)
+
+    def replace_ledger(self, copy: Path, index: int) -> Path:
+        """Make a verified, synced copy the ledger in force; returns its new path."""
+        target = self.stage_ledger(copy, index)
+        self.put_in_force(target)
         return target
 
     def other_ledgers(self, *kept: Path) -> list[Path]:

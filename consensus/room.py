@@ -29,6 +29,17 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
+def may_pass(error: BaseException | None) -> bool:
+    """Whether this failure may be gone once there is room: SQLite does not always say why."""
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    return is_full(causes[0] if causes else None) or any(
+        isinstance(cause, sqlite3.OperationalError) for cause in causes
+    )
+
+
 class Room:
     """Looks for room on the disk: at once, then ever less often, off the loop."""
 

@@ -12,11 +12,11 @@ import sqlite3
 from pathlib import Path
 
 from consensus.directory import LedgerDirectory
-from consensus.engine import Journal
+from consensus.engine import Journal, VoteRecord
 from consensus.errors import Damaged, DiskFull, StorageFailed, Unavailable
 from consensus.ledger import Ledger, Reader
 from consensus.ports import Background
-from consensus.room import Room, is_full
+from consensus.room import Room, is_full, may_pass
 from consensus.scrub import is_damage
 
 MENDED_RETRY_MS = 5_000
@@ -51,7 +51,7 @@ class Storage:
             return ""
         if self.is_full:
             return f"the disk is full: {error}; reads go on, and writes once there is room"
-        if self._engine_error is not None:
+        if not may_pass(error):
             return f"storage failed: {error}; reads go on: mend the disk and start this node anew"
         return f"the ledger cannot be written: {error}; reads go on, and writes once it can"
 
@@ -88,8 +88,8 @@ class Storage:
         return is_news
 
     def may_reopen(self, bytes_needed: int) -> bool:
-        """Whether journal and vote may be opened anew: only a disk that was full comes back."""
-        return is_full(self._engine_error) and self._room.is_back(bytes_needed)
+        """Whether journal and vote may be opened anew: a disk that was full comes back."""
+        return may_pass(self._engine_error) and self._room.is_back(bytes_needed)
 
     def may_apply(self) -> bool:
         """Whether an entry may be applied now; after a failure only once a write was seen to work."""
@@ -112,6 +112,28 @@ def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
         raise StorageFailed(f"{directory.root} cannot be opened: {error}") from error
     except _NO_ROWS_OF_OURS as error:
         raise Damaged(f"the ledger is damaged: {type(error).__name__}: {error}") from error
+
+
+def install_ledger(
+    directory: LedgerDirectory, copy: Path, index: int
+) -> tuple[Path, Ledger, Reader]:
+    """Make a verified, synced copy the ledger in force, once it is seen to open.
+
+    Raises OSError or StorageFailed; the ledger that was in force then still is.
+    """
+    path = directory.stage_ledger(copy, index)
+    try:
+        ledger = Ledger.open(str(path))
+        reader = Reader.open(str(path))
+    except sqlite3.Error as error:
+        raise StorageFailed(f"a copy of the ledger cannot be opened: {error}") from error
+    try:
+        directory.put_in_force(path)
+    except OSError:
+        reader.close()
+        ledger.close()
+        raise
+    return path, ledger, reader
 
 
 def open_journal(
@@ -155,3 +177,11 @@ def open_journal(
     with contextlib.suppress(OSError, StorageFailed):  # it has failed then, and says so
         journal.reset(applied, term, keep_suffix=False)
     return journal
+
+
+def open_vote(directory: LedgerDirectory) -> VoteRecord:
+    """The vote record. Raises Damaged, and StorageFailed when it cannot be read."""
+    try:
+        return VoteRecord(directory.vote, disk=directory.disk)
+    except OSError as error:
+        raise StorageFailed(f"{directory.vote} cannot be read: {error}") from error

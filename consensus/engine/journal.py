@@ -125,7 +125,11 @@ class Journal:
                 follows_bytes=last.bytes_used,
             )
         self._segments = kept
-        self._write_whole(head, cut_index=cut_index)
+        try:
+            self._write_whole(head, cut_index=cut_index)
+        except OSError:
+            self._segments = kept + unproven
+            raise
         opened.leftovers.extend(segment_name(segment.sequence) for segment in unproven)
 
     def _write_whole(self, head: Head, *, cut_index: int = NO_CUT) -> None:

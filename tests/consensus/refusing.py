@@ -12,8 +12,11 @@ from consensus.engine.disk import Disk
 class RefusingDisk(Disk):
     """Full while `is_full`; its syncs fail while `sync_errno` is set. `touched` names the files."""
 
+    is_refusing = False
+
     def __init__(self) -> None:
         self.is_full = False
+        self.full_names = ""  # files with this in their name find no room
         self.sync_errno = 0
         self.touched: list[str] = []
         self._names: dict[int, str] = {}
@@ -45,6 +48,8 @@ class RefusingDisk(Disk):
     def replace(self, path: Path, data: bytes) -> None:
         self.touched.append(path.name)
         self._refuse_if_full()
+        if self.full_names and self.full_names in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.sync_errno:
             raise OSError(self.sync_errno, os.strerror(self.sync_errno))
         super().replace(path, data)

@@ -14,6 +14,7 @@ from tests.consensus.cluster import Cluster
 from tests.consensus.refusing import RefusingDisk
 from tests.consensus.test_cores import accepted, holds_all, join, submit
 
+TINY = {"compact_entries": 20, "keep_entries": 5, "segment_bytes_max": 4_096}
 RETURN_MS_MAX = 10_000
 STEP_DOWN_MS_MAX = 1_000
 
@@ -205,6 +206,46 @@ def test_a_node_that_starts_with_a_full_disk_reads_and_waits_for_room(tmp_path: 
     disks["n2"].is_full = False
     cluster.world.run(lambda: returned.view().writable, ms_max=RETURN_MS_MAX)
     accepted(cluster.propose("n2", submit(2)))
+
+
+class RefusesCopies(RefusingDisk):
+    """A ledger that was received cannot be opened while `is_refusing`: there is no room for its log."""
+
+    is_refusing = True
+
+    def sync_folder(self, folder: Path) -> None:
+        if self.is_refusing and (folder / "ledger.db").exists():
+            (folder / "ledger.db-wal").mkdir()
+        super().sync_folder(folder)
+
+
+@pytest.mark.parametrize("step", ["open", "name", "journal"])
+def test_an_install_on_a_full_disk_stops_nobody_and_is_done_once_there_is_room(
+    tmp_path: Path, step: str
+) -> None:
+    cluster, _ = mesh(tmp_path, **TINY)
+    leader = cluster.wait_leader()
+    behind = other_than(cluster, leader)
+    cluster.kill(behind)
+    for number in range(1, 101):
+        accepted(cluster.propose(leader.config.node_id, submit(number)))
+    assert leader.journal.base_index > 50
+    disk = RefusesCopies() if step == "open" else RefusingDisk()
+    disk.full_names = {"open": "", "name": "CURRENT", "journal": ".journal"}[step]
+    cluster.disks[behind] = disk
+
+    returned = cluster.start(behind)
+    cluster.world.run(lambda: returned.trouble != "")
+    accepted(cluster.propose(leader.config.node_id, submit(101)))
+    cluster.world.run_for(5_000)
+    assert returned.applied_index < 50 and leader.trouble == ""
+
+    disk.full_names, disk.is_refusing = "", False
+    cluster.world.run(cluster.agree)
+    assert holds_all(cluster, 101)
+    cluster.kill(behind)
+    cluster.start(behind)
+    cluster.world.run(cluster.agree)
 
 
 def test_looks_for_room_grow_rare_and_stay_often_enough(tmp_path: Path) -> None:
