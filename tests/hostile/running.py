@@ -62,14 +62,15 @@ class Tally:
     kind: str
     inputs: int
     seconds: float
+    cpu_seconds: float
     accepted: int
     refused: int
     rss_growth_bytes: int  # of the peak, since the end of the first round
 
     def __str__(self) -> str:
-        per_us = self.seconds / max(1, self.inputs) * 1e6
+        cpu_us = self.cpu_seconds / max(1, self.inputs) * 1e6
         return (
-            f"{self.kind:<22} {self.inputs:>9,} inputs {self.seconds:>8.1f} s {per_us:>7.1f} µs "
+            f"{self.kind:<22} {self.inputs:>9,} inputs {self.seconds:>8.1f} s {cpu_us:>7.1f} µs CPU "
             f"{self.accepted:>9,} accepted {self.refused:>9,} refused "
             f"{self.rss_growth_bytes / (1 << 20):>6.1f} MiB grown"
         )
@@ -119,6 +120,7 @@ def run_kind(
     done = accepted = 0
     number, base_bytes, peak_bytes = first_round, 0, 0
     began_s = told_s = time.monotonic()
+    began_cpu_s = time.process_time()
     while done < inputs:
         count = min(kind.round_inputs, inputs - done)
         accepted += _run_round(kind, seed, number, count)
@@ -132,9 +134,10 @@ def run_kind(
         if time.monotonic() - told_s > 10:
             told_s = time.monotonic()
             told(f"{kind.name}: {done:,} of {inputs:,} after {told_s - began_s:.0f} s")
-    seconds = time.monotonic() - began_s
+    seconds, cpu_seconds = time.monotonic() - began_s, time.process_time() - began_cpu_s
     grown_bytes = max(0, peak_bytes - base_bytes)
-    return Tally(kind.name, done, seconds, accepted, done - accepted, grown_bytes)
+    refused = done - accepted
+    return Tally(kind.name, done, seconds, cpu_seconds, accepted, refused, grown_bytes)
 
 
 def _run_round(kind: Kind, seed: int, number: int, count: int) -> int:
