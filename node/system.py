@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from node.config import ConfigError, Loop
 
-THREADS = (
-    3  # one that syncs, one that checkpoints and one that copies, so that none waits for another
-)
+# One that syncs, one that checkpoints, one that copies, one that checks and one that removes what is
+# large, so that no sync waits for any of these.
+THREADS = 5
 
 Result = TypeVar("Result")
 
