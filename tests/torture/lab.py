@@ -174,6 +174,10 @@ class SmallDisk:
     def make_room(self) -> None:
         self.filler.unlink(missing_ok=True)
 
+    def unmount(self) -> None:
+        """Only while nothing uses it any more."""
+        _run("umount", "--lazy", str(self.path))
+
 
 class Lab:
     """What of the host's the harness may use. Leaving the block leaves no process of it behind."""

@@ -131,8 +131,10 @@ def torture(order: Order) -> Report:
             preload = faults[name].environment() if name in faults else {}
             return replace(found, environment=preload)
 
-        with LocalMesh(root, slots=8, site=site, options=options) as mesh:
-            disks = _small_disks(mesh, order) if order.kind.needs_small_disks else {}
+        with (
+            _small_disks(root, order) as disks,
+            LocalMesh(root, slots=8, site=site, options=options) as mesh,
+        ):
             for number in range(order.node_count):
                 mesh.add(workers=int(number < NODE_WORKERS))
             wish = Wish(order.seed, CLIENTS_PER_NODE * order.node_count)
@@ -305,11 +307,17 @@ def _faults(root: Path, order: Order) -> dict[str, Faults]:
     return made
 
 
-def _small_disks(mesh: LocalMesh, order: Order) -> dict[str, SmallDisk]:
-    return {
-        name: SmallDisk.mount(mesh.root / name, bytes_max=SMALL_DISK_BYTES)
-        for name in _names(order)
-    }
+@contextlib.contextmanager
+def _small_disks(root: Path, order: Order) -> Iterator[dict[str, SmallDisk]]:
+    """For kinds that need them: a file system of its own where each node keeps its data."""
+    disks: dict[str, SmallDisk] = {}
+    try:
+        for name in _names(order) if order.kind.needs_small_disks else ():
+            disks[name] = SmallDisk.mount(root / name, bytes_max=SMALL_DISK_BYTES)
+        yield disks
+    finally:
+        for disk in disks.values():
+            disk.unmount()
 
 
 def _judge_running(mesh: LocalMesh, report: Report, mended_s: float) -> None:
