@@ -89,9 +89,17 @@ class History:
     def has_write_after(self, at_ns: int) -> bool:
         return bool(self._write_ok_ns) and self._write_ok_ns[-1] > at_ns
 
-    def write_gap_s(self, since_ns: int, until_ns: int) -> float:
-        """The longest time between two acknowledged writes that touches this stretch."""
-        return longest_gap_ns(self._write_ok_ns, since_ns, until_ns) / 1e9
+    def write_gap_s(self, since_ns: int, until_ns: int, *, knows_before: bool = True) -> float:
+        """The longest time between two acknowledged writes that touches this stretch.
+
+        `knows_before=False`: nothing before it counts, the first gap begins with it.
+        """
+        times_ns = (
+            self._write_ok_ns
+            if knows_before
+            else [at_ns for at_ns in self._write_ok_ns if at_ns >= since_ns]
+        )
+        return longest_gap_ns(times_ns, since_ns, until_ns) / 1e9
 
 
 def longest_gap_ns(times_ns: Sequence[int], since_ns: int, until_ns: int) -> int:

@@ -7,7 +7,7 @@ import itertools
 import random
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from node.api.errors import EXIT_DAMAGED
 from tests.e2e.mesh_process import LocalMesh, NodeProcess, NotInTime, wait_for
@@ -52,6 +52,7 @@ class Wound:
     victims: str
     mend: Callable[[], None]
     held_s: float | None = None  # other than the kind says
+    is_dark: bool = False  # until it is mended nothing can run: gaps count from then on
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +177,14 @@ def power_loss_all(scene: Scene) -> Wound:
         faults = scene.faults[node.name]
         assert faults.log is not None
         lose_power(faults.folder, faults.log, scene.rng, names=names)
-    return Wound(f"all, names {names.value}", lambda: _start(scene.nodes))
+    return Wound(f"all, names {names.value}", lambda: _start(scene.nodes), is_dark=True)
 
 
 def mixed(scene: Scene) -> Wound:
     """A fault of another kind each time, so that each finds what the ones before have left."""
     kind = KINDS[scene.rng.choice(MIXED)]
     wound = kind.harm(scene)
-    return Wound(f"{kind.name} {wound.victims}", wound.mend, held_s=kind.held_s)
+    return replace(wound, victims=f"{kind.name} {wound.victims}", held_s=kind.held_s)
 
 
 def damage(scene: Scene) -> Wound:

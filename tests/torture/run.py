@@ -212,6 +212,8 @@ class Conduct:
             return time.monotonic()
         say(f"{self._order.kind.name}: {wound.victims}, {rate_per_s:.0f} operations/s before")
         pause(self._order.kind.held_s if wound.held_s is None else wound.held_s)
+        if wound.is_dark:
+            began_ns = now_ns()
         try:
             wound.mend()
         except AssertionError as error:
@@ -220,12 +222,11 @@ class Conduct:
         self._wait_writable(wound)
         writable_s = time.monotonic()
         self._wait_write()
-        until_ns = now_ns()
         fault = Fault(
             victims=wound.victims,
             at_s=round(began_ns / 1e9 - self._began_s, 2),
             rate_before_per_s=round(rate_per_s, 1),
-            write_gap_s=round(self._history.write_gap_s(began_ns, until_ns), 3),
+            write_gap_s=round(self._gap_s(wound, began_ns), 3),
             writable_after_s=round(writable_s - mended_s, 2),
         )
         say(f"  write gap {fault.write_gap_s:.2f} s, writable {fault.writable_after_s:.1f} s after")
@@ -235,6 +236,9 @@ class Conduct:
                 f"no write for {fault.write_gap_s:.1f} s: {wound.victims}"
             )
         return mended_s
+
+    def _gap_s(self, wound: Wound, since_ns: int) -> float:
+        return self._history.write_gap_s(since_ns, now_ns(), knows_before=not wound.is_dark)
 
     def _wait_writable(self, wound: Wound) -> None:
         try:

@@ -25,6 +25,15 @@ def test_a_gap_that_is_still_open_counts_to_the_end() -> None:
     assert longest_gap_ns([10, 20], since_ns=15, until_ns=100) == 80
 
 
+def test_what_was_before_a_dark_time_does_not_make_its_gap(tmp_path: Path) -> None:
+    with History(tmp_path / "h.jsonl") as history:
+        for at_ns in (10, 90):
+            history.note(Operation(1, "n", "submit", "task:a", {"spec": "x"}, "ok", {}, 1, at_ns))
+
+        assert history.write_gap_s(60, 100) == 80 / 1e9
+        assert history.write_gap_s(60, 100, knows_before=False) == 30 / 1e9
+
+
 def test_a_task_depends_on_its_seed_alone() -> None:
     tasks = [make_task(random.Random(7)) for _ in range(2)]
 
