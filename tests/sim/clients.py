@@ -62,7 +62,7 @@ class Asking:
                 return
             is_over.append(True)
             self.open_count -= 1
-            if not isinstance(result, ConsensusError):
+            if not isinstance(result, ConsensusError) and not process.node.is_rotten:
                 then(process, result)
             elif gave_up is not None and isinstance(result, Unavailable):
                 gave_up()

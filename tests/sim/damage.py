@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from tests.sim.node import SimNode
 
 
+PAGE_BYTES = 4_096
+
+
 def damage_files(node: SimNode, chance: random.Random) -> bool:
     """Flip one to three bits in the vote or in a proven part of the journal. False: nothing fits."""
     choices: list[tuple[Path, int]] = []
@@ -27,6 +30,17 @@ def damage_files(node: SimNode, chance: random.Random) -> bool:
         data[chance.randrange(bytes_max)] ^= 1 << chance.randrange(8)
     path.write_bytes(data)
     return True
+
+
+def rot_ledger(node: SimNode, chance: random.Random) -> None:
+    """Flip a few bits of the ledger in force, anywhere but in the file's own head."""
+    name = (node.root / "CURRENT").read_text().strip()
+    path = node.root / name / "ledger.db"
+    data = bytearray(path.read_bytes())
+    for _ in range(chance.choice((1, 3, 20))):
+        at = chance.randrange(PAGE_BYTES, len(data))
+        data[at] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
 
 
 def proven_parts(folder: Path) -> list[tuple[Path, int]]:

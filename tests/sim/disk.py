@@ -285,6 +285,9 @@ class SimDisk(Disk):
     def _lay_out(self, path: Path, folder: Folder, names: dict[str, SimFile]) -> None:
         """Make the folder hold these names, each file cut to what is left of it."""
         left = {name: self._left_of(file) for name, file in sorted(names.items())}
+        for name, file in names.items():
+            if left[name] is None and not file.is_folder and file.path != path / name:
+                left[name] = file.path.read_bytes()
         live: dict[str, SimFile] = {}
         for name, file in [*folder.live.items(), *folder.durable.items()]:
             if names.get(name) is not file and file.is_folder:
@@ -293,10 +296,9 @@ class SimDisk(Disk):
                 file.path.unlink(missing_ok=True)
         for name, data in left.items():
             target, file = path / name, names[name]
-            if data is None and (file.is_folder or file.path == target):
+            if data is None:
                 live[name] = file
                 continue
-            data = data if data is not None else file.path.read_bytes()
             target.write_bytes(data)
             live[name] = SimFile(target, len(data), is_sqlite=file.is_sqlite)
         self._folders[path] = Folder(durable=dict(live), live=live)

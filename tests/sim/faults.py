@@ -28,6 +28,7 @@ WEIGHTS = {
     "full": 4,
     "sync_error": 3,
     "damage": 1,
+    "rot": 0,  # only when asked for: until it is found, a copy of a rotten ledger may spread it
     "join": 3,
     "remove": 1,
     "replace": 2,
@@ -55,15 +56,21 @@ class Fault:
         )
 
 
-def faults_of(seed: int, end_ms: int, *, every_ms: float = 1_000) -> list[Fault]:
-    """The faults of a life. Some seeds are of one mood: all their faults come from few kinds."""
+def faults_of(
+    seed: int, end_ms: int, *, every_ms: float = 1_000, others: dict[str, int] | None = None
+) -> list[Fault]:
+    """The faults of a life. Some seeds are of one mood: most of their faults come from few kinds.
+
+    `others` are weights to take instead of the usual ones.
+    """
     chance = random.Random(f"{seed} faults")
-    weights = dict(WEIGHTS)
+    weights = WEIGHTS | (others or {})
     if chance.random() < 0.3:
         for kind in chance.sample(sorted(weights), 4):
             weights[kind] *= 8
     kinds = list(weights)
-    faults, at_ms = [], 1_500.0
+    faults: list[Fault] = []
+    at_ms = 1_500.0
     while True:
         at_ms += chance.expovariate(1 / every_ms) + 1
         if at_ms >= end_ms:

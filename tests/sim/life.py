@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tests.sim.damage import damage_files
+from tests.sim.damage import damage_files, rot_ledger
 from tests.sim.faults import Fault
 from tests.sim.network import Pair
 from tests.sim.node import SimNode
@@ -216,16 +216,28 @@ class Life:
             one.crash(power=False)
             self.world.after_ms(100, one.start)
 
-    def _damage(self, fault: Fault, one: SimNode, other: SimNode) -> None:
-        """Bits of one file flip while the node is down; a majority of voters stays whole."""
+    def _may_harm(self, one: SimNode) -> bool:
+        """Whether a majority of voters stays whole all the same."""
         voters = self.mesh.checks.voters
         harmed = [n for n in self.mesh.nodes.values() if n.is_harmed and n.node_id in voters]
-        if one.is_harmed or len(harmed) + 1 > (len(voters) - 1) // 2:
+        return not one.is_harmed and len(harmed) + 1 <= (len(voters) - 1) // 2
+
+    def _damage(self, fault: Fault, one: SimNode, other: SimNode) -> None:
+        """Bits of one file flip while the node is down; a majority of voters stays whole."""
+        if not self._may_harm(one):
             return
         one.crash(power=fault.share < 0.3)
         if damage_files(one, self.chance):
             one.is_harmed = True
         self._after(fault, one.start)
+
+    def _rot(self, fault: Fault, one: SimNode, other: SimNode) -> None:
+        """Bits of the ledger flip while the node is down; comparing ledgers has to find them."""
+        if self._may_harm(one) and one.limits.scrub_ms:
+            one.crash(power=False)
+            one.is_harmed = one.is_rotten = self.mesh.checks.has_rot = True
+            rot_ledger(one, self.chance)
+            self._after(fault, one.start)
 
     # Membership.
 

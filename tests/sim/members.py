@@ -39,7 +39,7 @@ class Members:
             compact_entries=self.chance.choice((25, 60, 100)),
             keep_entries=self.chance.choice((3, 10, 40)),
             segment_bytes_max=self.chance.choice((2_048, 8_192, 32_768)),
-            scrub_ms=self.chance.choice((0, 4_000, 20_000)),
+            scrub_ms=mesh.scrub_ms,
         )
         mesh.nodes[node_id] = node
         return node

@@ -46,6 +46,7 @@ class Mesh:
         self.asking = Asking(self.world, self.nodes)
         self.members = Members(self)
         self.first_count = self.chance.choice((3, 3, 3, 4, 5))
+        self.scrub_ms = self.chance.choice((0, 3_000, 10_000))
         self.life = Life(self)
         self.workers = [
             Worker(f"w{at}", self.world, self.asking, self.checks)
@@ -126,7 +127,19 @@ class Mesh:
             return f"{counts.running_count} tasks are still running"
         if self.asking.open_count > len(self.workers) * 2:
             return f"{self.asking.open_count} requests have no answer"
+        for process in processes:
+            if process.node.is_rotten and not self._is_as_others(process):
+                return f"the ledger of {process.node.node_id} is rotten, and nobody has noticed"
         return self.members.unsettled(newest)
+
+    def _is_as_others(self, rotten: Process) -> bool:
+        """Whether what rotted lay where it does no harm, or was written over."""
+        digest = rotten.core.ledger.full_digest()
+        return any(
+            digest == process.core.ledger.full_digest()
+            for process in self._members()
+            if not process.node.is_rotten
+        )
 
     def counts(self) -> dict[str, int]:
         checks = self.checks

@@ -93,16 +93,12 @@ class Process:
             if len(self.backlog) < BACKLOG_MAX:
                 self.backlog.append(act)
             return
-        try:
-            act()
-        except Crashed:
-            self.node.crashed()
-        except Damaged as damage:
-            self.node.refused(damage)
-        else:
-            if self.core.engine.counters.led != self.led_count:
-                self.led_count = self.core.engine.counters.led
-                self.node.checks.leads(self)
+        ended = how_it_ended(act, is_rotten=self.node.is_rotten)
+        if ended is not None:
+            self.node.stopped(ended)
+        elif self.core.engine.counters.led != self.led_count:
+            self.led_count = self.core.engine.counters.led
+            self.node.checks.leads(self)
 
     def wake(self) -> None:
         if not self.is_woken and self.is_alive:
@@ -152,6 +148,26 @@ class Process:
         self.node.checks.replaced(self)
 
 
+def how_it_ended(act: Act, *, is_rotten: bool) -> BaseException | None:
+    """Run it; what ended the process in it, if anything did, without what it unwound.
+
+    A node whose ledger is rotten may stop with anything; from others a bug is passed on.
+    """
+    try:
+        act()
+    except Crashed:
+        return Crashed()
+    except Damaged as damage:
+        return Damaged(str(damage))
+    except StorageFailed as failure:
+        return StorageFailed(str(failure))
+    except Exception as bug:
+        if not is_rotten:
+            raise
+        return Damaged(f"it stopped with {type(bug).__name__}: {bug}")
+    return None
+
+
 def open_files() -> list[str]:
     """The paths of all files that this process has open."""
     paths = []
@@ -178,6 +194,7 @@ class SimNode:
         self.disk_delay_us = DISK_DELAY_US
         self.state = "down"
         self.is_harmed = False  # its files were damaged: it may refuse to start
+        self.is_rotten = False  # its ledger was: until it notices, what it says may be wrong
         self.crash_loses_power = False
         self.process: Process | None = None
         self._incarnation = 0
@@ -200,17 +217,9 @@ class SimNode:
         self.disk.revive()
         self.state = "up"
         self.world.note("start", self.node_id)
-        try:
-            self._open(process, number)
-        except Crashed:
-            self.crashed()
-        except Damaged as damage:
-            self.refused(damage)
-        except StorageFailed as failure:
-            self.world.note("unopened", self.node_id, words=str(failure))
-            self._end_process(silently=False)
-            self.state = "down"
-            self.world.after_ms(REOPEN_MS, self.start)
+        ended = how_it_ended(lambda: self._open(process, number), is_rotten=self.is_rotten)
+        if ended is not None:
+            self.stopped(ended)
         else:
             process.end.set_peers({name: name for name in NAMES})
             process.tick()
@@ -236,18 +245,23 @@ class SimNode:
         process.core.observe(process)
         self.checks.opened(process)
 
-    def refused(self, damage: Damaged) -> None:
-        """The node cannot trust its folder, and takes no part any more."""
-        self.world.note("refused", self.node_id, words=str(damage))
-        self._end_process(silently=False)
-        self.state = "lost"
-        self.checks.refused(self, damage)
-
     # Its ends.
 
-    def crashed(self) -> None:
-        """The process died in the middle of something."""
-        self.crash(power=self.crash_loses_power)
+    def stopped(self, ended: BaseException) -> None:
+        """The process ended itself, or died in the middle of something."""
+        match ended:
+            case Crashed():
+                self.crash(power=self.crash_loses_power)
+            case Damaged():
+                self.world.note("refused", self.node_id, words=str(ended))
+                self._end_process(silently=False)
+                self.state = "lost"
+                self.checks.refused(self, ended)
+            case _:
+                self.world.note("unopened", self.node_id, words=str(ended))
+                self._end_process(silently=False)
+                self.state = "down"
+                self.world.after_ms(REOPEN_MS, self.start)
 
     def crash(self, *, power: bool) -> None:
         """kill -9, or the power is gone: nothing unsynced is left for sure."""
@@ -273,7 +287,8 @@ class SimNode:
         # The reader goes last: the last connection would copy the log into the ledger if it could.
         if ledger is not None:
             if reader is not None:
-                reader.revision()
+                with contextlib.suppress(sqlite3.Error):
+                    reader.revision()
             ledger.close()
         if reader is not None:
             reader.close()
