@@ -21,7 +21,7 @@ from typing import IO, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proto"))
 
 from tests.sim import planted
-from tests.sim.faults import faults_of
+from tests.sim.faults import Fault, faults_of
 from tests.sim.mesh import Result, run_seed
 from tests.sim.shrink import shrink
 
@@ -53,6 +53,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="so many processes at once")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--faults", help="only these of the seed's faults, by number: 3,17,20")
+    parser.add_argument("--weights", default="", help="of kinds of fault: rot=5,kill=0")
     parser.add_argument("--planted", choices=planted.NAMES, help="with this bug switched on")
     parser.add_argument("--first", action="store_true", help="stop at the first failing seed")
     parser.add_argument("--no-shrink", action="store_true", help="leave failing seeds as they are")
@@ -126,16 +127,22 @@ def run_here(options: argparse.Namespace, root: Path) -> int:
 
 def run_one(options: argparse.Namespace, root: Path, seed: int) -> Result:
     tell = print if options.trace else None
-    faults = faults_of(seed, int(options.minutes * 60_000))
+    faults = planned(options, seed)
     if options.faults is not None:
         chosen = [int(number) for number in options.faults.split(",") if number]
         faults = [faults[number] for number in chosen]
     return run_seed(seed, root, minutes=options.minutes, faults=faults, tell=tell)
 
 
+def planned(options: argparse.Namespace, seed: int) -> list[Fault]:
+    others = dict(pair.split("=") for pair in options.weights.split(",") if pair)
+    weights = {kind: int(weight) for kind, weight in others.items()}
+    return faults_of(seed, int(options.minutes * 60_000), others=weights)
+
+
 def shrink_one(options: argparse.Namespace, root: Path, failed: Result) -> None:
     """Print the fewest faults of this seed that still break something."""
-    faults = faults_of(failed.seed, int(options.minutes * 60_000))
+    faults = planned(options, failed.seed)
     last: list[Result] = [failed]
 
     def fails(chosen: list[int]) -> bool:
@@ -149,6 +156,7 @@ def shrink_one(options: argparse.Namespace, root: Path, failed: Result) -> None:
     fewest = shrink(met, fails)
     numbers = ",".join(str(number) for number in fewest)
     bug = f" --planted {options.planted}" if options.planted else ""
+    bug += f" --weights {options.weights}" if options.weights else ""
     where = sys.stderr if options.json else sys.stdout
     print(f"  with {len(fewest)} of {len(faults)} faults: {last[0].violation}", file=where)
     for number in fewest:

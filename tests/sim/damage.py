@@ -37,7 +37,7 @@ def rot_ledger(node: SimNode, chance: random.Random) -> None:
     name = (node.root / "CURRENT").read_text().strip()
     path = node.root / name / "ledger.db"
     data = bytearray(path.read_bytes())
-    for _ in range(chance.choice((1, 3, 20))):
+    for _ in range(chance.choice((1, 3, 20)) if len(data) > PAGE_BYTES else 0):
         at = chance.randrange(PAGE_BYTES, len(data))
         data[at] ^= 1 << chance.randrange(8)
     path.write_bytes(data)

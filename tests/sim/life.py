@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.sim.damage import damage_files, rot_ledger
@@ -29,9 +30,7 @@ class Life:
 
     def plan(self, faults: list[Fault]) -> None:
         for fault in faults:
-            self.world.after_ms(
-                fault.at_ms - self.world.now_ms, lambda fault=fault: self._do(fault)
-            )
+            self.world.after_ms(fault.at_ms - self.world.now_ms, partial(self._do, fault))
 
     def _do(self, fault: Fault) -> None:
         nodes = sorted(self.mesh.nodes.values(), key=lambda node: node.node_id)
