@@ -24,7 +24,7 @@ from consensus.engine.inspect import VoteReport, inspect_vote
 from consensus.engine.opening import Opened, read_journal
 from consensus.errors import Damaged
 from consensus.ledger import CannotApply, Ledger, invariants
-from consensus.scrub import refuse_marked
+from consensus.scrub import check_schema, refuse_marked
 
 FAULTS_SHOWN_MAX = 20
 COPY = "ledger.db"
@@ -219,6 +219,7 @@ def _invariants(path: Path) -> str:
 def _read_copy(path: Path, found: list[LedgerCopy]) -> str:
     try:
         with contextlib.closing(Ledger.open(str(path))) as ledger:
+            check_schema(ledger.connection)
             copy = LedgerCopy(
                 path=path,
                 revision=ledger.applied_index,

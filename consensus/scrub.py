@@ -28,7 +28,7 @@ from quorumesh.v1.peer_pb2 import Frame, ScrubDigest
 
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, Unavailable
-from consensus.ledger.parts import Range, first_range, read_range
+from consensus.ledger.parts import Range, first_range, foreign_schema, read_range
 from consensus.ports import Background, Clock, Link
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ class Scrubbing:
 
         def work() -> None:
             with contextlib.closing(reading):
+                check_schema(reading)
                 is_first = not scrub.after and scrub.part == 0
                 if is_first and path.stat().st_size <= CHECK_BYTES_MAX:
                     check_structure(reading)
@@ -333,6 +334,13 @@ def open_at(path: Path, index: int) -> sqlite3.Connection:
         reading.close()
         raise
     return reading
+
+
+def check_schema(db: sqlite3.Connection) -> None:
+    """Damaged unless every table and index is defined as this program defines it."""
+    name = foreign_schema(db)
+    if name:
+        raise Damaged(f"the ledger is damaged: the definition of {name} is not ours")
 
 
 def check_structure(reading: sqlite3.Connection) -> None:

@@ -17,7 +17,7 @@ from consensus.errors import Damaged, DiskFull, StorageFailed, Unavailable
 from consensus.ledger import Ledger, Reader
 from consensus.ports import Background
 from consensus.room import Room, is_full, may_pass
-from consensus.scrub import is_damage
+from consensus.scrub import check_schema, is_damage
 
 MENDED_RETRY_MS = 5_000
 # What reading rows raises that no ledger of ours has written.
@@ -105,6 +105,7 @@ def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
     try:
         path = directory.prepare()
         ledger = Ledger.open(str(path))
+        check_schema(ledger.connection)
         return path, ledger, Reader.open(str(path))
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, sqlite3.Error) and is_damage(error):

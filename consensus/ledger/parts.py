@@ -7,8 +7,10 @@ schema.sql.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -83,23 +85,52 @@ def read_range(db: sqlite3.Connection, scrub: Scrub) -> Range:
     return Range(chain.digest(), row_count, None)
 
 
+def foreign_schema(db: sqlite3.Connection) -> str:
+    """Which table or index is not what schema.sql makes it; empty when all are.
+
+    A bit flipped in their definitions leaves the file's structure whole: SQLite only says of a
+    statement that it makes no sense, as it would of one of ours that has a bug.
+    """
+    found = _definitions(db)
+    for name, definition in _own_definitions().items():
+        if found.get(name) != definition:
+            return name
+    return ""
+
+
+@cache
+def _own_definitions() -> dict[str, str]:
+    with closing(_in_memory()) as db:
+        return _definitions(db)
+
+
+def _definitions(db: sqlite3.Connection) -> dict[str, str]:
+    """Name to definition, without the comments and the way it is laid out."""
+    found = {}
+    for row in db.execute("SELECT name, type, tbl_name, sql FROM sqlite_schema ORDER BY name"):
+        name, *told = (_text(value) for value in row)
+        found[name] = " ".join(re.sub(r"--[^\n]*", "", " ".join(told)).split())
+    return found
+
+
+def _text(value: str | bytes | None) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
+def _in_memory() -> sqlite3.Connection:
+    db = sqlite3.connect(":memory:")
+    db.executescript(files("consensus.ledger").joinpath("schema.sql").read_text("utf-8"))
+    return db
+
+
 @cache
 def parts() -> tuple[Part, ...]:
     """All tables by name, then all indexes by name, as schema.sql has them."""
-    db = sqlite3.connect(":memory:")
-    try:
-        db.executescript(files("consensus.ledger").joinpath("schema.sql").read_text("utf-8"))
-        names = [
-            name
-            for (name,) in db.execute(
-                "SELECT name FROM sqlite_schema WHERE type='table' ORDER BY name"
-            )
-        ]
-        tables = [_table(db, name) for name in names]
+    with closing(_in_memory()) as db:
+        query = "SELECT name FROM sqlite_schema WHERE type='table' ORDER BY name"
+        tables = [_table(db, name) for (name,) in db.execute(query).fetchall()]
         indexes = [index for table in tables for index in _indexes(db, table)]
         return (*tables, *sorted(indexes, key=lambda index: index.name))
-    finally:
-        db.close()
 
 
 def _table(db: sqlite3.Connection, name: str) -> Part:

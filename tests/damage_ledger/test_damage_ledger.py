@@ -46,3 +46,16 @@ def test_a_case_without_damage_is_told_as_one(campaign: Campaign) -> None:
     case = campaign._case(Damage("vote", "vote", 16, None))
 
     assert (case.end, case.doctor) == (EQUAL, False)
+
+
+@pytest.mark.parametrize("words", [b"label TEXT", b"output_bytes INTEGER", b"WHERE due_ms IS NOT"])
+def test_a_bit_in_the_definition_of_a_table_or_index_is_found_at_open(
+    campaign: Campaign, words: bytes
+) -> None:
+    """Seeds 1 and 3 of the script: the file's structure is whole, and no entry can be applied."""
+    file = "ledger-0/ledger.db"
+    at = (campaign.image / file).read_bytes().index(words)
+
+    case = campaign._case(Damage("ledger", file, at + 2, 0))
+
+    assert (case.end, case.doctor) == (AT_OPEN, True), case
