@@ -216,6 +216,8 @@ def enter(arguments: Sequence[str]) -> None:
     """
     if INSIDE in os.environ:
         return
+    # Where they are for root; the path of others may leave them out.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         os.environ[INSIDE] = f"{', '.join(missing)} not installed"
