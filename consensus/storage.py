@@ -110,7 +110,9 @@ def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, sqlite3.Error) and is_damage(error):
             raise Damaged(f"the ledger is damaged: {error}") from error
-        raise StorageFailed(f"{directory.root} cannot be opened: {error}") from error
+        raise StorageFailed(
+            f"{directory.root} cannot be opened: {error}; make room or mend the disk, then start again"
+        ) from error
     except _NO_ROWS_OF_OURS as error:
         raise Damaged(f"the ledger is damaged: {type(error).__name__}: {error}") from error
 
