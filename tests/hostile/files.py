@@ -146,13 +146,13 @@ def _starts(name: str) -> Callable[[Random, Path], Target]:
                 shutil.rmtree(root)
 
         is_ledger = name.endswith(".db")
-        make = partial(_bent_page if is_ledger else bend, data=data)
+        make = partial(bent_page if is_ledger else bend, data=data)
         return One(take, make, (ConsensusError, CannotApply))
 
     return begin
 
 
-def _bent_page(rng: Random, data: bytes) -> bytes:
+def bent_page(rng: Random, data: bytes) -> bytes:
     at = rng.choice((0, rng.randrange(len(data) // PAGE_BYTES) * PAGE_BYTES))
     return data[:at] + bend(rng, data[at : at + PAGE_BYTES]) + data[at + PAGE_BYTES :]
 
@@ -171,7 +171,7 @@ def _ledgers(rng: Random, folder: Path) -> Target:
         reader.close()
         ledger.close()
 
-    return One(take, lambda rng: _bent_page(rng, data), (CannotApply, Damaged, StorageFailed))
+    return One(take, lambda rng: bent_page(rng, data), (CannotApply, Damaged, StorageFailed))
 
 
 class Doctored:
@@ -192,7 +192,7 @@ class Doctored:
     def make(self, rng: Random) -> object:
         path = rng.choice(list(self._files))
         data = self._files[path]
-        bent = _bent_page(rng, data) if path.suffix == ".db" else bend(rng, data)
+        bent = bent_page(rng, data) if path.suffix == ".db" else bend(rng, data)
         return str(path.relative_to(self._root)).encode() + b"\n" + bent
 
     def feed(self, given: object) -> bool:
@@ -271,10 +271,10 @@ def _papers(rng: Random, folder: Path) -> Target:
 KINDS = (
     Kind("file-journal", Segments, round_inputs=1_000, ci_inputs=500),
     Kind("file-vote", _votes),
-    Kind("file-current", _starts("CURRENT"), round_inputs=200, ci_inputs=60),
-    Kind("file-vote-of-node", _starts("vote"), round_inputs=200, ci_inputs=60),
+    Kind("file-current", _starts("CURRENT"), round_inputs=200, ci_inputs=30),
+    Kind("file-vote-of-node", _starts("vote"), round_inputs=200, ci_inputs=30),
     Kind("file-ledger", _ledgers, ci_inputs=200),
-    Kind("file-ledger-of-node", _starts("ledger-0/ledger.db"), round_inputs=200, ci_inputs=60),
+    Kind("file-ledger-of-node", _starts("ledger-0/ledger.db"), round_inputs=200, ci_inputs=30),
     Kind("file-doctored", Doctored, round_inputs=500, check_every_inputs=100, ci_inputs=60),
     Kind("file-identity", _identities),
     Kind("file-papers", _papers, ci_inputs=500),
