@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.engine.disk import Disk
-from consensus.errors import Damaged, Unavailable
+from consensus.errors import Damaged, StorageFailed, Unavailable
 
 COPY_PAGES_STEP = 512
 SYNC_PAGES_STEP = (
@@ -102,15 +102,12 @@ def copy_pages(source: Path, target: Path, disk: Disk, *, may_go_on: Callable[[]
 def prove_copy(folder: Path, copied: Copied, disk: Disk) -> SnapshotFile:
     """Make the copy durable, check it from end to end and give it its name.
 
-    Damaged when it is not sound: then the ledger that it was made from is not either.
+    Damaged when it is not sound.
     """
     index, term = copied
     partial, path = folder / PARTIAL, folder / f"snapshot-{index}-{term}.db"
     disk.sync_file(partial)
-    try:
-        verify_copy(partial, index=index, term=term)
-    except Damaged as error:
-        raise Damaged(f"the ledger of this node is damaged: {error}") from error
+    verify_copy(partial, index=index, term=term)
     disk.rename(partial, path)
     disk.sync_folder(folder)
     digest, chunk_digests = digests_of(path)
@@ -132,16 +129,26 @@ def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> 
 
 def verify_copy(path: Path, *, index: int, term: int) -> None:
     """Damaged unless the file is a sound database of exactly this revision."""
+    found = verify_database(path)
+    if found != (index, term):
+        raise Damaged(f"a copy is of {found}, not of {(index, term)}")
+
+
+def verify_database(path: Path) -> Copied:
+    """The revision of a ledger's file, all of whose pages were looked at. Damaged: not a sound one."""
     try:
         with contextlib.closing(
             sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
         ) as reading:
             found = applied_of(reading)
-            sound = reading.execute("PRAGMA quick_check(1)").fetchone()[0]
+            said = reading.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError:
+        raise  # the disk refused to read: that says nothing about what is on it
     except sqlite3.DatabaseError as error:
-        raise Damaged(f"a copy is not a ledger: {error}") from error
-    if found != (index, term) or sound != "ok":
-        raise Damaged(f"a copy is of {found}, not of {(index, term)}; check: {sound}")
+        raise Damaged(f"{path.name} is not a ledger: {error}") from error
+    if said != "ok":
+        raise Damaged(f"{path.name} is not sound: {said}")
+    return found
 
 
 def applied_of(connection: sqlite3.Connection) -> Copied:
@@ -180,3 +187,16 @@ def removed_if_it_fails(path: Path, disk: Disk) -> Iterator[None]:
     except BaseException:
         remove_database(path, disk)
         raise
+
+
+@contextlib.contextmanager
+def blamed_on_its_source(source: Path) -> Iterator[None]:
+    """Damaged only when the ledger itself is; a copy alone that went bad is StorageFailed."""
+    try:
+        yield
+    except Damaged as error:
+        try:
+            verify_database(source)
+        except Damaged as damage:
+            raise Damaged(f"the ledger of this node is damaged: {damage}") from error
+        raise StorageFailed(f"a sound ledger was not copied soundly: {error}") from error

@@ -20,6 +20,7 @@ from consensus.copying import (
     PARTIAL,
     Copied,
     SnapshotFile,
+    blamed_on_its_source,
     check_received,
     copy_ledger,
     copy_pages,
@@ -133,7 +134,7 @@ class Snapshots:
                 self._give_up(error)
 
         def prove() -> None:
-            with removed_if_it_fails(folder / PARTIAL, disk):
+            with removed_if_it_fails(folder / PARTIAL, disk), blamed_on_its_source(source):
                 made.append(prove_copy(folder, copied[0], disk))
 
         def was_proven(error: BaseException | None) -> None:

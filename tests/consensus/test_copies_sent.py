@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk
 
-from consensus.copying import SnapshotFile
+from consensus.copying import PARTIAL, SnapshotFile
 from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.ledger import Ledger
-from consensus.snapshots import REFUSALS_MAX, Snapshots
+from consensus.snapshots import REFUSALS_MAX, REFUSED_REQUESTS, Snapshots
 from tests.consensus.cluster import Cluster, MemoryEnd
 from tests.consensus.test_compaction import AtOnce
 from tests.consensus.test_cores import accepted, holds_all, submit, three
@@ -138,6 +138,38 @@ def test_a_damaged_ledger_is_not_sent_to_anybody_and_another_node_leads(tmp_path
 
     assert "damaged" in leader.trouble and not leader.view().writable
     assert leader.snapshots.latest() is None
+
+
+class Spoiler(Disk):
+    """A disk on which a copy goes bad between being written and being read."""
+
+    is_armed = True
+
+    def sync_file(self, path: Path) -> None:
+        super().sync_file(path)
+        if self.is_armed and path.name == PARTIAL:
+            with path.open("r+b") as file:
+                file.seek(4_096)
+                file.write(b"\xa5" * 4_096)
+
+
+def test_a_copy_alone_that_went_bad_is_not_held_against_the_ledger(tmp_path: Path) -> None:
+    disk = Spoiler()
+    directory = LedgerDirectory(tmp_path, disk)
+    path = directory.prepare()
+    Ledger.open(str(path)).close()
+    snapshots = Snapshots(
+        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+    )
+
+    snapshots.request()
+
+    assert snapshots.latest() is None and snapshots.damage == ""
+    assert list(directory.snapshots.iterdir()) == []
+    disk.is_armed = False
+    for _ in range(REFUSED_REQUESTS + 1):
+        snapshots.request()
+    assert snapshots.latest() is not None
 
 
 def test_while_a_copy_is_checked_the_leader_is_heard_and_answered(tmp_path: Path) -> None:
