@@ -12,6 +12,7 @@ from tests.size.measuring import Hold, Load, holds_of
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_voter_comes_back_to_a_large_ledger_and_nobody_waits_for_it(tmp_path: Path) -> None:
     figures = measure(tmp_path, Size(tasks=20_000, missed=5_000, rate=300), lambda text: None)
 
