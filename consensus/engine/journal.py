@@ -134,7 +134,7 @@ class Journal:
 
     def _write_whole(self, head: Head, *, cut_index: int = NO_CUT) -> None:
         """Make a segment of all entries after the head's base, durably, and go on in it."""
-        data = bytearray(head.encode())
+        data = bytearray(encode(Kind.SEGMENT, head.body()))
         if cut_index <= head.base_index:
             data += encode(Kind.CUT, CUT_BODY.pack(cut_index))
         after = min(head.base_index, cut_index - 1)
@@ -371,9 +371,7 @@ class Journal:
     def _put(self, kind: Kind, body: bytes) -> None:
         if self.failed is not None:
             raise StorageFailed(f"the journal failed before: {self.failed}") from self.failed
-        self._add(encode(kind, body))
-
-    def _add(self, record: bytes) -> None:
+        record = encode(kind, body)
         self._buffer += record
         self._segments[-1].bytes_used += len(record)
         self.written_offset += len(record)
@@ -412,7 +410,7 @@ class Journal:
         self._handle = self._disk.open_append(self._folder / segment_name(head.sequence))
         segment = Segment(head.sequence, head.base_index, head.base_term, head.base_index, 0)
         self._segments.append(segment)
-        self._add(head.encode())
+        self._put(Kind.SEGMENT, head.body())
         self._name_proven()
 
     def _retire_handle(self, *, unsynced: bool = False) -> None:

@@ -64,8 +64,8 @@ class Head:
     follows: int = 0
     follows_bytes: int = 0
 
-    def encode(self) -> bytes:
-        body = SEGMENT_BODY.pack(
+    def body(self) -> bytes:
+        return SEGMENT_BODY.pack(
             self.sequence,
             self.base_index,
             self.base_term,
@@ -73,7 +73,6 @@ class Head:
             self.follows,
             self.follows_bytes,
         )
-        return encode(Kind.SEGMENT, body)
 
 
 def head_in(record: Record) -> Head | None:
