@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -145,8 +144,11 @@ def _starts(name: str) -> Callable[[Random, Path], Target]:
                     core.close()
                 shutil.rmtree(root)
 
-        is_ledger = name.endswith(".db")
-        make = partial(bent_page if is_ledger else bend, data=data)
+        bent = bent_page if name.endswith(".db") else bend
+
+        def make(rng: Random) -> object:
+            return bent(rng, data) if places[0] else data  # the first start is an honest one
+
         return One(take, make, (ConsensusError, CannotApply))
 
     return begin
