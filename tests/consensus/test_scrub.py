@@ -15,7 +15,7 @@ from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
 from consensus.core import Core
 from consensus.errors import Damaged
 from consensus.ledger import Ledger
-from consensus.ledger.parts import first_range, parts, read_range
+from consensus.ledger.parts import ROWS_PER_RANGE, first_range, parts, read_range
 from consensus.scrub import ANSWER_MS, RANGES_KEPT_MAX, Verdict, is_due, judge, open_at
 from tests.consensus.cluster import Cluster
 from tests.ledger.world import World, sub
@@ -228,6 +228,39 @@ def test_equal_ledgers_are_found_equal_and_a_mesh_that_rests_is_left_alone(tmp_p
     cluster.world.run_for(10 * SCRUB_MS)
     assert cluster.cores["n1"].applied_index == revision
     assert all(view.row_count > 50 for view in views)
+
+
+def test_a_large_ledger_is_compared_in_several_ranges_also_on_a_node_that_got_it_as_a_copy(
+    tmp_path: Path,
+) -> None:
+    small = {"compact_entries": 5, "keep_entries": 0, "segment_bytes_max": 4_096}
+    cluster = Cluster(tmp_path, scrub_ms=SCRUB_MS, **small)
+    founder = cluster.start("n1")
+    cluster.wait_leader()
+    for batch in range(12):
+        cluster.propose("n1", *(_submit(100 * batch + number) for number in range(100)))
+    cluster.world.run(lambda: founder.journal.base_index > 0)
+    for name in ("n2", "n3"):
+        _admit(cluster, name)
+        cluster.start(name, joined_voters={"n1": "n1"})
+    cluster.world.run(lambda: len(founder.engine.voters) == 3)
+    copied = cluster.cores["n2"]
+    assert copied.snapshots.installed_count == 1
+
+    read, rounds = copied.scrubbing.view().row_count, copied.scrubbing.view().round_count
+    cluster.world.run(lambda: min(_rounds(cluster)) > rounds, ms_max=60_000)
+    cluster.world.run(lambda: all(_result(core) == "equal" for core in cluster.cores.values()))
+
+    assert copied.scrubbing.view().row_count - read > ROWS_PER_RANGE
+    _alter(copied)
+    with pytest.raises(Damaged, match="majority"):
+        cluster.propose("n1", _submit(10_000))
+        cluster.world.run(lambda: False, ms_max=20 * SCRUB_MS)
+    assert copied.diverged
+
+
+def _result(core: Core) -> str:
+    return core.scrubbing.view().result
 
 
 def test_zero_means_never(tmp_path: Path) -> None:
