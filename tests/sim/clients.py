@@ -150,8 +150,12 @@ class Client:
             # Sent again after it has been forgotten, a short-lived task begins anew.
             if not is_short:
                 self.checks.told_accepted(task_id, outcomes[0].revision)
-                self.known = [*self.known[-KNOWN_TASKS_MAX + 1 :], Known(task_id)]
-            self._next()
+                if all(known.task_id != task_id for known in self.known):
+                    self.known = [*self.known[-KNOWN_TASKS_MAX + 1 :], Known(task_id)]
+            if self.chance.random() < 0.15:
+                self.asking.ask([command], accepted)  # it does not remember that it was told
+            else:
+                self._next()
 
         def refused() -> None:
             self.checks.told_refused(task_id)

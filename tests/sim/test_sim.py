@@ -46,12 +46,13 @@ def test_whatever_happens_to_a_mesh_its_promises_hold() -> None:
     assert cpu_minutes <= CPU_MINUTES_MAX
 
 
+@pytest.mark.timeout(900)
 def test_one_seed_is_one_trace_bit_for_bit() -> None:
-    first = rows_of("--seeds", "3..6", "--minutes", "0.5", hash_seed="1")
-    again = rows_of("--seeds", "3..6", "--minutes", "0.5", hash_seed="2")
+    first = rows_of("--seeds", "3..5", "--minutes", "0.5", hash_seed="1")
+    again = rows_of("--seeds", "3..5", "--minutes", "0.5", hash_seed="2")
 
     assert [row["trace"] for row in first] == [row["trace"] for row in again]
-    assert len({str(row["trace"]) for row in first}) == 4
+    assert len({str(row["trace"]) for row in first}) == 3
 
 
 def test_shrinking_finds_the_two_faults_that_matter() -> None:
