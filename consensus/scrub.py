@@ -39,7 +39,7 @@ MARK_BYTES_MAX = 4_096
 STEP_MS = 100  # between the end of one range and the next
 PROPOSE_MS = 5_000
 ANSWER_MS = 30_000  # then a range counts as compared as far as it was
-RANGES_KEPT_MAX = 8  # of each node, until enough others have answered
+RANGES_KEPT_MAX = 64  # of each node: some seconds of a round, for whoever lags so far behind
 READING_MAX = 2  # a node that is slower leaves ranges out
 CHECK_BYTES_MAX = 64 << 20
 FAULTS_SHOWN_MAX = 3
@@ -108,7 +108,7 @@ class Scrubbing:
         self._clock = clock
         self._background = background
         self._scrub_ms = scrub_ms
-        self._heard: dict[str, deque[tuple[int, bytes]]] = {}  # of voters only
+        self._heard: dict[str, dict[int, bytes]] = {}  # of voters only: revision to hash
         self._open: deque[Compared] = deque()  # at most RANGES_KEPT_MAX
         self._reading_count = 0
         self._next: Scrub | None = None  # None: between two rounds
@@ -166,8 +166,10 @@ class Scrubbing:
         """Take what a voter found. It may have come further than this node: it is kept until then."""
         if peer not in self._core.engine.voters or len(said.digest) != DIGEST_BYTES:
             return
-        kept = self._heard.setdefault(peer, deque(maxlen=RANGES_KEPT_MAX))
-        kept.append((said.revision, said.digest))
+        kept = self._heard.setdefault(peer, {})
+        kept[said.revision] = said.digest
+        if len(kept) > RANGES_KEPT_MAX:
+            del kept[next(iter(kept))]
         self._compare()
 
     def peer_came(self) -> None:
@@ -272,9 +274,8 @@ class Scrubbing:
     def _said(self, compared: Compared) -> dict[str, bytes]:
         said = {self._core.config.node_id: compared.digest}
         for peer, kept in self._heard.items():
-            for revision, digest in kept:
-                if revision == compared.revision:
-                    said[peer] = digest
+            if compared.revision in kept:
+                said[peer] = kept[compared.revision]
         return said
 
     def _settle(self, compared: Compared, verdict: Verdict) -> None:
