@@ -66,6 +66,9 @@ REFUSED = frozenset({"ALREADY_EXISTS", "FINISHED", "NOT_FOUND"})
 # The API promises that nothing was written; the checker holds it to that.
 NOTHING_DONE = frozenset({"UNAVAILABLE", "OVERLOADED", "RESOURCE_EXHAUSTED"})
 
+# What gRPC says of a call that no connection ever carried.
+NO_CONNECTION = "failed to connect to all addresses"
+
 
 @dataclass(slots=True, eq=False)
 class Task:
@@ -233,9 +236,13 @@ class _Client:
         args: Mapping[str, object],
         call: Callable[[], Awaitable[dict[str, object]]],
     ) -> bool:
-        """Make the call and write it down. Whether it was answered for good."""
+        """Make the call and write it down. Whether it was answered for good.
+
+        A call for which there was not even a connection was never made: it is not written down.
+        """
         call_ns, return_ns = now_ns(), None
         result, value = "ok", {}
+        was_made = True
         try:
             value = await call()
             return_ns = now_ns()
@@ -245,16 +252,15 @@ class _Client:
                 result, value, return_ns = "refused", {"reason": reason}, now_ns()
             else:
                 result, value = "unknown", {"code": error.code().name, "reason": reason}
+                was_made = NO_CONNECTION not in (error.details() or "")
         except asyncio.CancelledError:
             result = "unknown"
             raise
         finally:
-            self._clients.note(
-                Operation(
-                    self._process, node, op, task.key, args, result, value, call_ns, return_ns
-                )
-            )
-            if result == "unknown":
+            if was_made:
+                whom = (self._process, node, op, task.key, args)
+                self._clients.note(Operation(*whom, result, value, call_ns, return_ns))
+            if result == "unknown" and was_made:
                 self._process = self._clients.new_process()
         return result == "ok" or value.get("reason") in REFUSED
 

@@ -26,7 +26,7 @@ from tests.torture.load import CLIENTS_PER_NODE, Load, Wish
 PERIOD_S = 5.0
 FAULTS_MIN = 5
 RATE_MIN_PER_S = 50.0
-RATE_WINDOW_S = 1.0
+RATE_WINDOW_S = 2.0
 WARM_UP_S = 2.0
 RATE_WAIT_S = 20.0
 WRITE_S = 30.0
