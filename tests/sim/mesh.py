@@ -46,13 +46,13 @@ class Mesh:
         self.asking = Asking(self.world, self.nodes)
         self.members = Members(self)
         self.first_count = self.chance.choice((3, 3, 3, 4, 5))
-        self.scrub_ms = self.chance.choice((0, 3_000, 10_000))
+        self.scrub_ms = self.chance.choice((0, 6_000, 15_000))
         self.life = Life(self)
         self.workers = [
             Worker(f"w{at}", self.world, self.asking, self.checks)
             for at in range(self.chance.choice((2, 3)))
         ]
-        pause_ms = self.chance.choice((400, 900, 2_000))
+        pause_ms = self.chance.choice((700, 1_200, 2_500))
         self.clients = [
             Client(at, self.world, self.asking, self.checks, pause_ms, end_ms) for at in range(1, 3)
         ]
