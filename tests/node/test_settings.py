@@ -44,6 +44,7 @@ def test_waiting_helps_is_said_with_retry_info() -> None:
         {"worker_count": 65},
         {"agents": ("a b",)},
         {"compact_entries": 0},
+        {"scrub_ms": -1},
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(settings: dict[str, object]) -> None:
@@ -58,7 +59,8 @@ def test_a_concrete_listen_address_is_what_others_dial() -> None:
 
 def test_an_unknown_method_is_for_nobody() -> None:
     assert roles_for("/quorumesh.v1.Other/Do") == frozenset()
-    assert roles_for("/quorumesh.v1.Mesh/Join") == {"join"}
+    assert roles_for("/quorumesh.v1.Mesh/Join") == {"join", "node"}
+    assert roles_for("/quorumesh.v1.Mesh/Entries") == {"node"}
 
 
 def test_a_watcher_that_falls_behind_is_told_to_read_again() -> None:
