@@ -5,6 +5,7 @@ A round begins with a target of its own, so a failure is shown again by its kind
 
 from __future__ import annotations
 
+import encodings.idna  # the codec of host names: loaded before anything is watched
 import gc
 import shutil
 import sys
@@ -95,6 +96,7 @@ class _Watch:
             self.seen = f"{event} {args!r:.200}"
 
 
+assert encodings.idna
 _watch = _Watch()
 _is_hooked = False
 
