@@ -164,6 +164,8 @@ class Replica:
         """A revision that covers every write acknowledged anywhere before this call (linearizable)."""
         if self._barrier is None:
             self._barrier = asyncio.ensure_future(self._shared_barrier(timeout_ms))
+            # Its readers may all have given up by then: its failure is news to nobody.
+            self._barrier.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._barrier)
 
     async def _shared_barrier(self, timeout_ms: int) -> int:

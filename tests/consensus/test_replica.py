@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -177,3 +178,28 @@ def test_readers_of_one_turn_share_a_barrier_and_see_what_was_written_before(
             assert set(revisions) == {before + 1} and outcome.revision <= before
 
     asyncio.run(scenario())
+
+
+def test_a_barrier_that_fails_when_its_readers_are_gone_is_no_unheard_error(
+    tmp_path: Path,
+) -> None:
+    unheard: list[object] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, said: unheard.append(said))
+        async with running(tmp_path) as (replica, task):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            before = asyncio.all_tasks()
+            reader = asyncio.ensure_future(replica.barrier(timeout_ms=5_000))
+            await asyncio.sleep(0)
+            [barrier] = asyncio.all_tasks() - before - {reader}
+            reader.cancel()
+            await asyncio.wait({reader, barrier})
+            assert reader.cancelled()
+        del barrier
+        gc.collect()
+
+    asyncio.run(scenario())
+
+    assert unheard == []
