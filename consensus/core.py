@@ -361,6 +361,8 @@ class Core:
     def _lead(self) -> None:
         if self._led_term != self.engine.term:
             self._led_term = self.engine.term
+            # What an earlier leadership appended may have been withdrawn, or lost with its buffer.
+            self._timer_index = 0
             self.counted.at_least(self.forwarding.last_stamp_ms(self.journal))
         if (
             self.config.founding is not None

@@ -266,3 +266,17 @@ def test_looks_for_room_grow_rare_and_stay_often_enough(tmp_path: Path) -> None:
     waits = [later - earlier for earlier, later in pairwise(looks)]
     assert len(looks) <= 60_000 // 1_900 + 5
     assert max(waits) <= 2_100
+
+
+def test_a_founder_whose_disk_was_full_founds_its_mesh_once_there_is_room(tmp_path: Path) -> None:
+    cluster, disk = Cluster(tmp_path), RefusingDisk()
+    cluster.disks["n1"] = disk
+    founder = cluster.start("n1")
+    cluster.world.run(lambda: founder.engine.last_index > 1)
+    disk.is_full = True
+    cluster.world.run(lambda: founder.trouble != "")
+    assert founder.ledger.mesh_id == ""
+
+    disk.is_full = False
+
+    cluster.world.run(lambda: founder.ledger.mesh_id == "m", ms_max=RETURN_MS_MAX)

@@ -163,3 +163,39 @@ def test_counted_time_never_goes_back_when_leaders_change(tmp_path: Path) -> Non
 
     assert stamps == sorted(stamps)
     assert stamps[-1] - stamps[0] >= 5 * 700
+
+
+def test_a_leader_whose_entries_were_withdrawn_sees_leases_run_out_when_it_leads_again(
+    tmp_path: Path,
+) -> None:
+    cluster = three(tmp_path)
+    again = cluster.wait_leader()
+    name = again.config.node_id
+    other = next(n for n in sorted(cluster.cores) if n != name)
+    grants = Grants()
+    cluster.cores[other].observe(grants)
+    for peer in set(cluster.cores) - {name}:
+        cluster.wires.cut(name, peer)
+    for number in range(40):
+        deadline_ms = cluster.world.monotonic_ms() + 500
+        again.propose([submit(number)], deadline_ms=deadline_ms, done=lambda _: None)
+        cluster.world.run_for(25)
+    cluster.world.run_for(3_000)
+    cluster.wires.heal()
+    cluster.world.run(cluster.agree)
+    withdrawn_count = again.engine.counters.truncations
+
+    offer(cluster, other, b"holder")
+    submit_work(cluster, other)
+    cluster.world.run(lambda: len(grants.all) == 1)
+    offer(cluster, other, b"heir")
+    cluster.world.run(lambda: hands_over_to(cluster, name))
+    cluster.world.run(lambda: len(grants.all) == 2, ms_max=LEASE_MS + FAIL_OVER_MS + 1_000)
+
+    assert withdrawn_count > 0 and again.engine.role == "leader"
+    assert again.engine.last_index < 40, "the withdrawn entries lay beyond all that came after"
+
+
+def hands_over_to(cluster: Cluster, name: str) -> bool:
+    leader = cluster.leader()
+    return leader is not None and (leader.config.node_id == name or leader.engine.transfer(name))
