@@ -230,6 +230,8 @@ class Journal:
             later_cut = min(segment.cut_index for segment in self._segments[at + 1 :])
             if max(s.last_index for s in self._segments[: at + 1]) > index or base > index:
                 break
+            if base < self.base_index:
+                continue  # a reset that failed has left files of before it
             # What goes on without them must have its own head durably.
             if later_cut > base and self._proven[0] >= self._segments[at + 1].sequence:
                 keep = at + 1

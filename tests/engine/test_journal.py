@@ -10,6 +10,7 @@ import pytest
 from consensus.engine import Journal, VoteRecord
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, StorageFailed
+from tests.consensus.refusing import RefusingDisk
 
 
 class Inline:
@@ -151,6 +152,25 @@ def test_a_reset_keeps_the_suffix_when_asked(tmp_path: Path) -> None:
     reopened.close()
 
     assert Journal(tmp_path, background=Inline()).base_index == 50
+
+
+def test_a_drop_after_a_reset_that_failed_leaves_the_files_for_the_next_opening(
+    tmp_path: Path,
+) -> None:
+    disk = RefusingDisk()
+    journal = Journal(tmp_path, background=Inline(), segment_bytes_max=300, disk=disk)
+    for index in range(1, 41):
+        journal.append(index, 1, b"\x00entry %d" % index)
+        journal.sync(nothing)
+    disk.full_names = ".journal"
+    with pytest.raises(OSError):
+        journal.reset(100, 2, keep_suffix=False)
+
+    journal.drop_to(100)
+
+    assert (journal.base_index, journal.base_term) == (100, 2)
+    disk.full_names = ""
+    assert Journal(tmp_path, background=Inline(), disk=disk).last_index == 40
 
 
 def test_nothing_counts_as_synced_before_its_sync_ended(tmp_path: Path) -> None:
