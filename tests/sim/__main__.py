@@ -9,6 +9,7 @@ import logging
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> int:
         logging.disable(logging.CRITICAL)
     folder = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
     root = Path(tempfile.mkdtemp(prefix="quorumesh-sim-", dir=folder))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is removed then too
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     try:
