@@ -284,7 +284,7 @@ class Core:
         self.proposals.expire(now_ms)
         self.autopilot.turn()
         self.compaction.turn()
-        self._take_out_if_wrong(self.scrubbing.turn())
+        self._take_out_if_wrong(self.scrubbing.turn() or self.engine.damage)
         if self._may_apply() and self.engine.has_committed():
             self._apply_due = True
             self._on_wake()

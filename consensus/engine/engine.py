@@ -287,10 +287,16 @@ class Engine:
     def counters(self) -> Counters:
         return self._seat.counters
 
+    @property
+    def damage(self) -> str:
+        """Why this node's log cannot be trusted any more; empty while it can."""
+        return self._seat.damage
+
     # Inside.
 
     def _is_stopped(self) -> bool:
-        return self._is_closed or self.failed is not None or self._seat.is_removed
+        seat = self._seat
+        return self._is_closed or self.failed is not None or seat.is_removed or bool(seat.damage)
 
     @contextmanager
     def _entered(self) -> Iterator[None]:

@@ -40,8 +40,15 @@ def entries_received(seat: Seat, peer: str, term: int, append: AppendEntries) ->
     if not hear_leader(seat, peer, term):
         return
     assert_sound(append, term)
-    seat.machine.leader_counted_ms(append.counted_ms)
     journal, raft = seat.journal, seat.raft
+    if append.held_index > journal.last_index:
+        # Nothing is withdrawn that agrees with the leader of its term: the disk has lost it.
+        seat.damage = (
+            f"this node has said that it holds entry {append.held_index}, and its journal ends at "
+            f"{journal.last_index}: acknowledged entries are lost"
+        )
+        return
+    seat.machine.leader_counted_ms(append.counted_ms)
     prev_index, entries = append.prev_index, list(append.entries)
     if prev_index < journal.base_index:
         # What is below the base is committed, so it is the same in every leader's log.
@@ -69,6 +76,8 @@ def assert_sound(append: AppendEntries, leader_term: int) -> None:
     """Malformed for entries that are no log: gaps, terms going back, unknown kinds; or no time."""
     if append.entries and append.entries[-1].term > leader_term:
         raise Malformed(f"an entry of a term after {leader_term}, which its sender leads in")
+    if append.held_index > append.prev_index:
+        raise Malformed("what the receiver holds lies before what it is sent")
     if append.counted_ms > COUNTED_MS_MAX:
         raise Malformed(f"counted time cannot have come to {append.counted_ms} ms")
     index, term = append.prev_index, append.prev_term

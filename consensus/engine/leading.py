@@ -127,6 +127,7 @@ def _send_append(
         prev_term=prev_term,
         commit_index=seat.raft.commit_index,
         counted_ms=max(0, seat.machine.counted_ms()),
+        held_index=progress.match_index,
     )
     last = prev_index
     if with_entries:

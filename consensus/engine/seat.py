@@ -84,6 +84,7 @@ class Seat:
         self.prevote_term = 0
         self.is_leader_lost = False
         self.is_removed = False
+        self.damage = ""  # why this node's log cannot be trusted; it says nothing more then
         self.leader_heard_ms = NEVER_MS
         self.answered: tuple[str, int, int] = ("", 0, NEVER_MS)  # to whom, up to where, when
         self.counters = Counters()

@@ -162,3 +162,29 @@ def test_a_leader_whose_ledger_cannot_be_written_lets_another_lead(tmp_path: Pat
     full.ledger.connection.execute("PRAGMA max_page_count=1000000").fetchone()
     cluster.world.run(cluster.agree)
     assert full.trouble == "" and holds_all(cluster, number + 1)
+
+
+def test_a_voter_set_back_to_an_older_folder_takes_itself_out_of_service(tmp_path: Path) -> None:
+    """It has lost what it acknowledged, and would vote as if it had never had it."""
+    cluster = three(tmp_path)
+    leader = cluster.wait_leader().config.node_id
+    voter = next(n for n in sorted(cluster.cores) if n != leader)
+    cluster.world.run(cluster.agree)
+    cluster.kill(voter)
+    shutil.copytree(tmp_path / voter, tmp_path / "older")
+    cluster.start(voter)
+    for number in range(1, 11):
+        accepted(cluster.propose(leader, submit(number)))
+    cluster.world.run(cluster.agree)
+    cluster.kill(voter)
+    shutil.rmtree(tmp_path / voter)
+    shutil.move(tmp_path / "older", tmp_path / voter)
+    set_back = cluster.start(voter)
+
+    with pytest.raises(Damaged, match="acknowledged entries are lost"):
+        cluster.world.run(cluster.agree)
+
+    assert "acknowledged entries are lost" in set_back.diverged
+    cluster.kill(voter)
+    with pytest.raises(Damaged, match="taken out of service"):
+        cluster.start(voter)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from quorumesh.v1 import ledger_pb2 as quorumesh_dot_v1_dot_ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorumesh/v1/peer.proto\x12\x0cquorumesh.v1\x1a\x19quorumesh/v1/ledger.proto\"\xed\x04\n\x05\x46rame\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12-\n\x06\x61ppend\x18\x02 \x01(\x0b\x32\x1b.quorumesh.v1.AppendEntriesH\x00\x12\x31\n\x0c\x61ppend_reply\x18\x03 \x01(\x0b\x32\x19.quorumesh.v1.AppendReplyH\x00\x12\x31\n\x0crequest_vote\x18\x04 \x01(\x0b\x32\x19.quorumesh.v1.RequestVoteH\x00\x12-\n\nvote_reply\x18\x05 \x01(\x0b\x32\x17.quorumesh.v1.VoteReplyH\x00\x12)\n\x08pre_vote\x18\x06 \x01(\x0b\x32\x15.quorumesh.v1.PreVoteH\x00\x12\x34\n\x0epre_vote_reply\x18\x07 \x01(\x0b\x32\x1a.quorumesh.v1.PreVoteReplyH\x00\x12/\n\x0btimeout_now\x18\x08 \x01(\x0b\x32\x18.quorumesh.v1.TimeoutNowH\x00\x12/\n\x08snapshot\x18\t \x01(\x0b\x32\x1b.quorumesh.v1.SnapshotChunkH\x00\x12\x35\n\x0esnapshot_reply\x18\n \x01(\x0b\x32\x1b.quorumesh.v1.SnapshotReplyH\x00\x12(\n\x07propose\x18\x0b \x01(\x0b\x32\x15.quorumesh.v1.ProposeH\x00\x12\x33\n\rpropose_reply\x18\x0c \x01(\x0b\x32\x1a.quorumesh.v1.ProposeReplyH\x00\x12\x31\n\x0cscrub_digest\x18\r \x01(\x0b\x32\x19.quorumesh.v1.ScrubDigestH\x00\x42\x06\n\x04kind\"8\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"\x89\x01\n\rAppendEntries\x12\x12\n\nprev_index\x18\x01 \x01(\x04\x12\x11\n\tprev_term\x18\x02 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x03 \x01(\x04\x12\'\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x16.quorumesh.v1.LogEntry\x12\x12\n\ncounted_ms\x18\x05 \x01(\x04\"A\n\x0b\x41ppendReply\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\"F\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x10\n\x08transfer\x18\x03 \x01(\x08\"\x0b\n\tVoteReply\">\n\x07PreVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nlast_index\x18\x02 \x01(\x04\x12\x11\n\tlast_term\x18\x03 \x01(\x04\"\x1c\n\x0cPreVoteReply\x12\x0c\n\x04term\x18\x01 \x01(\x04\"\x0c\n\nTimeoutNow\"\x8b\x01\n\rSnapshotChunk\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x12\n\nentry_term\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x14\n\x0c\x63ommit_index\x18\x07 \x01(\x04\"F\n\rSnapshotReply\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\x11\n\tinstalled\x18\x03 \x01(\x08\"d\n\x07Propose\x12)\n\tproposals\x18\x01 \x03(\x0b\x32\x16.quorumesh.v1.Proposal\x12.\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x1e.quorumesh.v1.MembershipChange\"w\n\x0cProposeReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x11\n\tsequences\x18\x02 \x03(\x04\x12\x0f\n\x07refused\x18\x03 \x01(\t\x12.\n\x06\x63hange\x18\x04 \x01(\x0b\x32\x1e.quorumesh.v1.MembershipChange\"/\n\x0bScrubDigest\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"X\n\tLinkHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x14\n\x0cwire_version\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"Y\n\nLinkFrames\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.quorumesh.v1.LinkHello\x12#\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x13.quorumesh.v1.Frame2F\n\x04Peer\x12>\n\x04Link\x12\x18.quorumesh.v1.LinkFrames\x1a\x18.quorumesh.v1.LinkFrames(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quorumesh/v1/peer.proto\x12\x0cquorumesh.v1\x1a\x19quorumesh/v1/ledger.proto\"\xed\x04\n\x05\x46rame\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12-\n\x06\x61ppend\x18\x02 \x01(\x0b\x32\x1b.quorumesh.v1.AppendEntriesH\x00\x12\x31\n\x0c\x61ppend_reply\x18\x03 \x01(\x0b\x32\x19.quorumesh.v1.AppendReplyH\x00\x12\x31\n\x0crequest_vote\x18\x04 \x01(\x0b\x32\x19.quorumesh.v1.RequestVoteH\x00\x12-\n\nvote_reply\x18\x05 \x01(\x0b\x32\x17.quorumesh.v1.VoteReplyH\x00\x12)\n\x08pre_vote\x18\x06 \x01(\x0b\x32\x15.quorumesh.v1.PreVoteH\x00\x12\x34\n\x0epre_vote_reply\x18\x07 \x01(\x0b\x32\x1a.quorumesh.v1.PreVoteReplyH\x00\x12/\n\x0btimeout_now\x18\x08 \x01(\x0b\x32\x18.quorumesh.v1.TimeoutNowH\x00\x12/\n\x08snapshot\x18\t \x01(\x0b\x32\x1b.quorumesh.v1.SnapshotChunkH\x00\x12\x35\n\x0esnapshot_reply\x18\n \x01(\x0b\x32\x1b.quorumesh.v1.SnapshotReplyH\x00\x12(\n\x07propose\x18\x0b \x01(\x0b\x32\x15.quorumesh.v1.ProposeH\x00\x12\x33\n\rpropose_reply\x18\x0c \x01(\x0b\x32\x1a.quorumesh.v1.ProposeReplyH\x00\x12\x31\n\x0cscrub_digest\x18\r \x01(\x0b\x32\x19.quorumesh.v1.ScrubDigestH\x00\x42\x06\n\x04kind\"8\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"\x9d\x01\n\rAppendEntries\x12\x12\n\nprev_index\x18\x01 \x01(\x04\x12\x11\n\tprev_term\x18\x02 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x03 \x01(\x04\x12\'\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x16.quorumesh.v1.LogEntry\x12\x12\n\ncounted_ms\x18\x05 \x01(\x04\x12\x12\n\nheld_index\x18\x06 \x01(\x04\"A\n\x0b\x41ppendReply\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\"F\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x10\n\x08transfer\x18\x03 \x01(\x08\"\x0b\n\tVoteReply\">\n\x07PreVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nlast_index\x18\x02 \x01(\x04\x12\x11\n\tlast_term\x18\x03 \x01(\x04\"\x1c\n\x0cPreVoteReply\x12\x0c\n\x04term\x18\x01 \x01(\x04\"\x0c\n\nTimeoutNow\"\x8b\x01\n\rSnapshotChunk\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x12\n\nentry_term\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x14\n\x0c\x63ommit_index\x18\x07 \x01(\x04\"F\n\rSnapshotReply\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\x11\n\tinstalled\x18\x03 \x01(\x08\"d\n\x07Propose\x12)\n\tproposals\x18\x01 \x03(\x0b\x32\x16.quorumesh.v1.Proposal\x12.\n\x06\x63hange\x18\x02 \x01(\x0b\x32\x1e.quorumesh.v1.MembershipChange\"w\n\x0cProposeReply\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x11\n\tsequences\x18\x02 \x03(\x04\x12\x0f\n\x07refused\x18\x03 \x01(\t\x12.\n\x06\x63hange\x18\x04 \x01(\x0b\x32\x1e.quorumesh.v1.MembershipChange\"/\n\x0bScrubDigest\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"X\n\tLinkHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x14\n\x0cwire_version\x18\x03 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"Y\n\nLinkFrames\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.quorumesh.v1.LinkHello\x12#\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x13.quorumesh.v1.Frame2F\n\x04Peer\x12>\n\x04Link\x12\x18.quorumesh.v1.LinkFrames\x1a\x18.quorumesh.v1.LinkFrames(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGENTRY']._serialized_start=692
   _globals['_LOGENTRY']._serialized_end=748
   _globals['_APPENDENTRIES']._serialized_start=751
-  _globals['_APPENDENTRIES']._serialized_end=888
-  _globals['_APPENDREPLY']._serialized_start=890
-  _globals['_APPENDREPLY']._serialized_end=955
-  _globals['_REQUESTVOTE']._serialized_start=957
-  _globals['_REQUESTVOTE']._serialized_end=1027
-  _globals['_VOTEREPLY']._serialized_start=1029
-  _globals['_VOTEREPLY']._serialized_end=1040
-  _globals['_PREVOTE']._serialized_start=1042
-  _globals['_PREVOTE']._serialized_end=1104
-  _globals['_PREVOTEREPLY']._serialized_start=1106
-  _globals['_PREVOTEREPLY']._serialized_end=1134
-  _globals['_TIMEOUTNOW']._serialized_start=1136
-  _globals['_TIMEOUTNOW']._serialized_end=1148
-  _globals['_SNAPSHOTCHUNK']._serialized_start=1151
-  _globals['_SNAPSHOTCHUNK']._serialized_end=1290
-  _globals['_SNAPSHOTREPLY']._serialized_start=1292
-  _globals['_SNAPSHOTREPLY']._serialized_end=1362
-  _globals['_PROPOSE']._serialized_start=1364
-  _globals['_PROPOSE']._serialized_end=1464
-  _globals['_PROPOSEREPLY']._serialized_start=1466
-  _globals['_PROPOSEREPLY']._serialized_end=1585
-  _globals['_SCRUBDIGEST']._serialized_start=1587
-  _globals['_SCRUBDIGEST']._serialized_end=1634
-  _globals['_LINKHELLO']._serialized_start=1636
-  _globals['_LINKHELLO']._serialized_end=1724
-  _globals['_LINKFRAMES']._serialized_start=1726
-  _globals['_LINKFRAMES']._serialized_end=1815
-  _globals['_PEER']._serialized_start=1817
-  _globals['_PEER']._serialized_end=1887
+  _globals['_APPENDENTRIES']._serialized_end=908
+  _globals['_APPENDREPLY']._serialized_start=910
+  _globals['_APPENDREPLY']._serialized_end=975
+  _globals['_REQUESTVOTE']._serialized_start=977
+  _globals['_REQUESTVOTE']._serialized_end=1047
+  _globals['_VOTEREPLY']._serialized_start=1049
+  _globals['_VOTEREPLY']._serialized_end=1060
+  _globals['_PREVOTE']._serialized_start=1062
+  _globals['_PREVOTE']._serialized_end=1124
+  _globals['_PREVOTEREPLY']._serialized_start=1126
+  _globals['_PREVOTEREPLY']._serialized_end=1154
+  _globals['_TIMEOUTNOW']._serialized_start=1156
+  _globals['_TIMEOUTNOW']._serialized_end=1168
+  _globals['_SNAPSHOTCHUNK']._serialized_start=1171
+  _globals['_SNAPSHOTCHUNK']._serialized_end=1310
+  _globals['_SNAPSHOTREPLY']._serialized_start=1312
+  _globals['_SNAPSHOTREPLY']._serialized_end=1382
+  _globals['_PROPOSE']._serialized_start=1384
+  _globals['_PROPOSE']._serialized_end=1484
+  _globals['_PROPOSEREPLY']._serialized_start=1486
+  _globals['_PROPOSEREPLY']._serialized_end=1605
+  _globals['_SCRUBDIGEST']._serialized_start=1607
+  _globals['_SCRUBDIGEST']._serialized_end=1654
+  _globals['_LINKHELLO']._serialized_start=1656
+  _globals['_LINKHELLO']._serialized_end=1744
+  _globals['_LINKFRAMES']._serialized_start=1746
+  _globals['_LINKFRAMES']._serialized_end=1835
+  _globals['_PEER']._serialized_start=1837
+  _globals['_PEER']._serialized_end=1907
 # @@protoc_insertion_point(module_scope)

@@ -123,11 +123,14 @@ class AppendEntries(_message.Message):
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     COUNTED_MS_FIELD_NUMBER: _builtins.int
+    HELD_INDEX_FIELD_NUMBER: _builtins.int
     prev_index: _builtins.int
     prev_term: _builtins.int
     commit_index: _builtins.int
     counted_ms: _builtins.int
     """the leader's counted time: heartbeats carry it"""
+    held_index: _builtins.int
+    """what the receiver has said in this term that it holds durably"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]: ...
     def __init__(
@@ -138,10 +141,11 @@ class AppendEntries(_message.Message):
         commit_index: _builtins.int = ...,
         entries: _abc.Iterable[Global___LogEntry] | None = ...,
         counted_ms: _builtins.int = ...,
+        held_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "counted_ms", b"counted_ms", "entries", b"entries", "prev_index", b"prev_index", "prev_term", b"prev_term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "counted_ms", b"counted_ms", "entries", b"entries", "held_index", b"held_index", "prev_index", b"prev_index", "prev_term", b"prev_term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
