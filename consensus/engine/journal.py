@@ -26,12 +26,12 @@ from consensus.engine.opening import (
 )
 from consensus.engine.records import (
     CUT_BODY,
-    ENTRY_HEAD,
     GROUP_BODY,
     Head,
     Kind,
     Origin,
     encode,
+    entry_body,
 )
 from consensus.errors import StorageFailed
 from consensus.ports import Background
@@ -139,7 +139,7 @@ class Journal:
             data += encode(Kind.CUT, CUT_BODY.pack(cut_index))
         after = min(head.base_index, cut_index - 1)
         for command, index, term in self.rows[after + 1 - self.base_index :]:
-            data += encode(Kind.ENTRY, ENTRY_HEAD.pack(index, term) + command)
+            data += encode(Kind.ENTRY, entry_body(index, term, command))
         # The first group of a segment that appears whole, by rename, proves itself.
         data += encode(Kind.GROUP, GROUP_BODY.pack(head.sequence, len(data)))
         path = self._folder / segment_name(head.sequence)
@@ -205,7 +205,7 @@ class Journal:
         """Add the next entry; it is durable once `synced_index` has reached it."""
         assert index == self.last_index + 1, f"entry {index} after {self.last_index}"
         assert term >= self.last_term and 0 < len(command) <= ENTRY_BYTES_MAX
-        self._put(Kind.ENTRY, ENTRY_HEAD.pack(index, term) + command)
+        self._put(Kind.ENTRY, entry_body(index, term, command))
         self.rows.append((command, index, term))
         self._segments[-1].last_index = max(self._segments[-1].last_index, index)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from consensus.engine.disk import Disk
 from consensus.engine.records import (
     CUT_BODY,
-    ENTRY_HEAD,
     GROUP_BODY,
     GROUP_RECORD_BYTES,
     Head,
     Kind,
     Origin,
     Record,
+    entry_in,
     groups_anywhere,
     head_in,
     intact_prefix,
@@ -187,10 +187,10 @@ def _replay(one: Found, head: Head, opened: Opened) -> bool:
     )
     for record in one.records:
         if record.kind is Kind.ENTRY:
-            index, term = ENTRY_HEAD.unpack_from(record.body)
+            command, index, term = entry_in(record.body)
             if index != rows[-1][1] + 1 or term < rows[-1][2]:
                 raise Damaged(f"journal entry {index} of term {term} follows {rows[-1][1:]}")
-            rows.append((record.body[ENTRY_HEAD.size :], index, term))
+            rows.append((command, index, term))
             segment.last_index = max(segment.last_index, index)
         elif record.kind is Kind.CUT:
             (index,) = CUT_BODY.unpack(record.body)

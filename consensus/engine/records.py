@@ -5,7 +5,7 @@
 Kinds of record, all little endian:
     SEGMENT  sequence u64, base index u64, base term u64, origin u8, follows u64, follows_bytes u64:
              the first record of each file, and which file it goes on from, where that one ends
-    ENTRY    index u64, term u64, command
+    ENTRY    index u64, term u64, command, kept apart so that it cannot look like a GROUP record
     GROUP    sequence u64, offset u64: everything before this position had been synced when this was
              written; it is the last record before each sync
              In a file that appeared whole, by rename, the first one names itself.
@@ -25,8 +25,13 @@ SEGMENT_BODY = struct.Struct("<QQQBQQ")
 ENTRY_HEAD = struct.Struct("<QQ")
 GROUP_BODY = struct.Struct("<QQ")
 CUT_BODY = struct.Struct("<Q")
-RECORD_BYTES_MAX = (1 << 20) + 64
+COMMAND_BYTES_MAX = 1 << 20
 GROUP_RECORD_BYTES = FRAME.size + GROUP_BODY.size
+GROUP_LENGTH = struct.pack("<I", GROUP_BODY.size)
+# A GROUP record begins with its length. No command may hold that, or who submits a task could write
+# one, and a crash in the middle of it would make a sound journal look damaged.
+_LOOKS_LIKE_ONE, _KEPT_APART = GROUP_LENGTH[:3], GROUP_LENGTH[:3] + b"\xff"
+RECORD_BYTES_MAX = ENTRY_HEAD.size + COMMAND_BYTES_MAX * len(_KEPT_APART) // len(_LOOKS_LIKE_ONE)
 
 
 class Kind(IntEnum):
@@ -90,6 +95,17 @@ def encode(kind: Kind, body: bytes) -> bytes:
     return FRAME.pack(len(body), zlib.crc32(body, kind), kind) + body
 
 
+def entry_body(index: int, term: int, command: bytes) -> bytes:
+    """The body of an ENTRY record."""
+    return ENTRY_HEAD.pack(index, term) + command.replace(_LOOKS_LIKE_ONE, _KEPT_APART)
+
+
+def entry_in(body: bytes) -> tuple[bytes, int, int]:
+    """Command, index and term that the body of an ENTRY record holds."""
+    index, term = ENTRY_HEAD.unpack_from(body)
+    return body[ENTRY_HEAD.size :].replace(_KEPT_APART, _LOOKS_LIKE_ONE), index, term
+
+
 def record_at(data: bytes, offset: int) -> Record | None:
     """The record at this offset, or None when there is no intact one."""
     if offset + FRAME.size > len(data):
@@ -129,14 +145,13 @@ def intact_prefix(data: bytes) -> Iterator[Record]:
 def groups_anywhere(data: bytes, start: int) -> Iterator[tuple[int, int]]:
     """Positions named by every intact GROUP record from `start` on, wherever it lies.
 
-    Bytes that look like one inside a command would need its CRC as well; the search is only made
-    when something is damaged.
+    No command holds the bytes that one begins with; the search is only made when something is
+    damaged or torn.
     """
-    needle = struct.pack("<I", GROUP_BODY.size)
-    offset = data.find(needle, start)
+    offset = data.find(GROUP_LENGTH, start)
     while offset >= 0:
         record = record_at(data, offset)
         if record is not None and record.kind is Kind.GROUP:
             sequence, named = GROUP_BODY.unpack(record.body)
             yield sequence, named
-        offset = data.find(needle, offset + 1)
+        offset = data.find(GROUP_LENGTH, offset + 1)

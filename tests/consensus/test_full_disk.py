@@ -7,8 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from quorumesh.v1.ledger_pb2 import Command, Submit
+from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
+from quorumesh.v1.values_pb2 import Value
 
 from consensus.core import Core
+from consensus.engine.records import GROUP_BODY, Kind, encode
 from consensus.errors import ConsensusError, DiskFull, OutcomeUnknown, Unavailable
 from tests.consensus.cluster import Cluster
 from tests.consensus.refusing import RefusingDisk
@@ -280,3 +284,26 @@ def test_a_founder_whose_disk_was_full_founds_its_mesh_once_there_is_room(tmp_pa
     disk.is_full = False
 
     cluster.world.run(lambda: founder.ledger.mesh_id == "m", ms_max=RETURN_MS_MAX)
+
+
+def test_a_task_that_holds_records_of_a_journal_does_no_harm_when_its_write_is_cut_short(
+    tmp_path: Path,
+) -> None:
+    cluster, disks = mesh(tmp_path, nodes=1)
+    claims_synced = encode(Kind.GROUP, GROUP_BODY.pack(1 << 40, 0))
+    value = Value(data=claims_synced * 2_000)
+    subtasks = [SubtaskSpec(id=f"a{number}", skill="s", input=value) for number in range(4)]
+    spec = TaskSpec(name="t", subtasks=subtasks)
+    hostile = Command(submit=Submit(task_id=b"h" * 16, spec=spec.SerializeToString()))
+    disks["n1"].is_full = True
+    assert isinstance(cluster.propose("n1", hostile, ms=500), ConsensusError)
+    disks["n1"].is_full = False
+
+    cluster.world.run(lambda: cluster.cores["n1"].view().writable, ms_max=RETURN_MS_MAX)
+    accepted(cluster.propose("n1", hostile))
+    cluster.kill("n1")
+    again = cluster.start("n1")
+
+    cluster.world.run(lambda: again.reader.counts().task_count == 1)
+    held = (again.journal.command_at(index) for index in range(1, again.journal.last_index + 1))
+    assert any(claims_synced in command for command in held), "read back as it was written"
