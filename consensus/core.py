@@ -24,7 +24,7 @@ from consensus.directory import LedgerDirectory
 from consensus.engine import Engine, EngineConfig, Journal
 from consensus.errors import ConsensusError, Damaged, Removed, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
-from consensus.ledger import APPLY_VERSION, Reader
+from consensus.ledger import APPLY_VERSION, Applied, Reader
 from consensus.membership import Membership
 from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
@@ -83,7 +83,7 @@ class Core:
         self.diverged = ""  # why this node is out of service for good
         self._led_term = 0
         self._seen_leader: tuple[str, int] = ("", 0)
-        self._timer_index = 0
+        self._timer_index = 0  # of the last entry appended as this term's leader
         # When it surely still led, with a majority that heard it; at first: its start.
         self._led_ms = ports.clock.monotonic_ms()
         self._apply_due = False
@@ -179,7 +179,17 @@ class Core:
             assert kind == NO_OP, f"unknown entry kind {kind}"
             applied = self.ledger.apply_noop(index, term)
         for observer in self._observers:
+            self._tell(observer, applied)
+
+    def _tell(self, observer: Observer, applied: Applied) -> None:
+        try:
             observer.entry_applied(applied)
+        except sqlite3.OperationalError as error:
+            if is_damage(error):
+                raise
+            # The entry is applied, and never again: whoever could not read begins anew from here.
+            log.error("the ledger could not be read after %d: %s", applied.revision, error)
+            observer.ledger_replaced()
 
     def _replace_ledger(self, copy: Path, index: int) -> None:
         # The old one stays open until the new one is there: if the disk refuses, reads go on.
@@ -198,6 +208,7 @@ class Core:
             after=lambda: self._directory.remove_ledgers(older),
         )
         self._path, self.ledger, self._reader = path, fresh, fresh_reader
+        self._storage.ledger_written()  # what the old one could not apply is in the new one
         assert self.ledger.applied_index == index
         self.counted.at_least(self.ledger.counted_ms)
         # Outcomes of the entries that the copy jumped over are not to be had: ask again.
@@ -285,12 +296,10 @@ class Core:
         self.autopilot.turn()
         self.compaction.turn()
         self._take_out_if_wrong(self.scrubbing.turn() or self.engine.damage)
-        if self._may_apply() and self.engine.has_committed():
+        has_more = self.engine.has_committed() and not self.compaction.holds_apply
+        if has_more and self._storage.may_apply():
             self._apply_due = True
             self._on_wake()
-
-    def _may_apply(self) -> bool:
-        return self._storage.may_apply() and not self.compaction.holds_apply
 
     def _look_after_storage(self) -> None:
         """What was never sent is refused at once; a disk that was full may have room again."""
@@ -364,13 +373,11 @@ class Core:
             # What an earlier leadership appended may have been withdrawn, or lost with its buffer.
             self._timer_index = 0
             self.counted.at_least(self.forwarding.last_stamp_ms(self.journal))
-        if (
-            self.config.founding is not None
-            and self.ledger.mesh_id == ""
-            and self._timer_index == 0
-        ):
-            self._append([Proposal(command=Command(bootstrap=self.config.founding))])
-        while self._may_append() and not self.trouble:
+        founding = self.config.founding
+        if founding is not None and not self.ledger.mesh_id and self._timer_index == 0:
+            self._append([Proposal(command=Command(bootstrap=founding))])
+        is_waiting = self.membership.is_handing_over
+        while not is_waiting and self.engine.unsynced_count < ENTRIES_UNSYNCED_MAX:
             taken = self.forwarding.take_for_entry()
             if not taken:
                 break
@@ -379,17 +386,11 @@ class Core:
         # One empty entry at a time: the next only when this one has been applied.
         if (
             due_ms is not None
-            and not self.membership.is_handing_over
+            and not is_waiting
             and due_ms <= self.counted.now_ms()
-            and self.applied_index >= self._timer_index
             and self.engine.last_index == self.applied_index
         ):
             self._append([])
-
-    def _may_append(self) -> bool:
-        if self.membership.is_handing_over:
-            return False
-        return self.engine.unsynced_count < ENTRIES_UNSYNCED_MAX
 
     def _append(self, proposals: Sequence[Proposal]) -> None:
         entry = Entry(
@@ -398,8 +399,7 @@ class Core:
             wall_ms=self._ports.clock.wall_ms(),
             proposals=proposals,
         )
-        index = self.engine.append(bytes([REGULAR]) + entry.SerializeToString())
-        if index is not None:
+        if (index := self.engine.append(bytes([REGULAR]) + entry.SerializeToString())) is not None:
             self._timer_index = index
 
     # What the link tells.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from consensus.directory import LedgerDirectory
 from consensus.engine import Journal
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged
+from consensus.ledger import Applied
 from consensus.snapshots import SnapshotFile, copy_ledger
 from tests.consensus.cluster import Cluster
 from tests.consensus.test_compaction import AtOnce
@@ -188,3 +190,32 @@ def test_a_voter_set_back_to_an_older_folder_takes_itself_out_of_service(tmp_pat
     cluster.kill(voter)
     with pytest.raises(Damaged, match="taken out of service"):
         cluster.start(voter)
+
+
+class CannotReadOnce:
+    """An observer that the disk refuses a read, once."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.began_anew_count = 0
+
+    def entry_applied(self, applied: Applied) -> None:
+        self.told.append(applied.revision)
+        if len(self.told) == 1:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    def ledger_replaced(self) -> None:
+        self.began_anew_count += 1
+
+
+def test_an_entry_after_which_somebody_could_not_read_is_applied_once(tmp_path: Path) -> None:
+    cluster = three(tmp_path)
+    core, observer = cluster.cores["n1"], CannotReadOnce()
+    core.observe(observer)
+
+    accepted(cluster.propose("n1", submit(1)))
+    accepted(cluster.propose("n1", submit(2)))
+
+    assert observer.told == sorted(set(observer.told)) and len(observer.told) >= 2
+    assert observer.began_anew_count == 1 and core.trouble == ""
+    cluster.world.run(cluster.agree)
