@@ -56,7 +56,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--trace", action="store_true", help="print all that happens")
     parser.add_argument("--faults", help="only these of the seed's faults, by number: 3,17,20")
     parser.add_argument("--weights", default="", help="of kinds of fault: rot=5,kill=0")
-    parser.add_argument("--planted", choices=planted.NAMES, help="with this bug switched on")
+    parser.add_argument("--planted", choices=planted.names(), help="with this bug switched on")
     parser.add_argument("--first", action="store_true", help="stop at the first failing seed")
     parser.add_argument("--no-shrink", action="store_true", help="leave failing seeds as they are")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each seed")

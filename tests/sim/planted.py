@@ -5,7 +5,8 @@ broken one and puts it back, give it the bug's name with `@plants("name")`, and 
 what it breaks. The swap has to be at the place where production looks the name up: a method on its
 class, a function in the module that calls it (`swapped(core, "checkpoint_at_once", broken)` when
 core.py imported it by name). `tests/sim/test_planted.py` then demands that it be caught within 200
-seeds. This is the one place where replacing code is right: a planted bug is that by nature.
+seeds. What belongs to the engine lies in planted_engine.py, what belongs to the ledger in
+planted_ledger.py. This is the one place where replacing code is right: a planted bug is that by nature.
 """
 
 from __future__ import annotations
@@ -106,12 +107,17 @@ def match_outcomes_by_log_index() -> Iterator[None]:
         yield
 
 
-NAMES = tuple(sorted(_PLANTS))
+def names() -> tuple[str, ...]:
+    """All planted bugs, those of the engine and of the ledger among them."""
+    from tests.sim import planted_engine, planted_ledger  # they register themselves here
+
+    assert planted_engine and planted_ledger
+    return tuple(sorted(_PLANTS))
 
 
 def switched_on(name: str | None) -> AbstractContextManager[None]:
     """The planted bug of this name, for as long as the block lasts; none for None."""
-    return _PLANTS[name]() if name is not None else nullcontext()
+    return _PLANTS[name]() if name in names() else nullcontext()
 
 
-__all__ = ["NAMES", "plants", "swapped", "swapped_item", "switched_on"]
+__all__ = ["names", "plants", "swapped", "swapped_item", "switched_on"]

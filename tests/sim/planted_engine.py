@@ -206,8 +206,8 @@ def sync_says_it_worked() -> AbstractContextManager[None]:
     return swapped(Journal, "_finish_sync", finish)
 
 
-@plants("forget-to-send-again")
-def forget_to_send_again() -> AbstractContextManager[None]:
+@plants("settle-what-a-copy-jumped-over")
+def settle_what_a_copy_jumped_over() -> AbstractContextManager[None]:
     """A ledger that a copy replaced counts as having applied what waits here."""
     sound = core_module.Core._replace_ledger
 
