@@ -64,7 +64,7 @@ class Snapshots:
     """The engine's source and sink of ledger copies.
 
     `damage` says what is wrong with this node's own ledger, once a copy of it has shown that; from
-    then on no copy is made of it.
+    then on no copy is made of it, until another ledger is installed.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Snapshots:
             if error is None:
                 self._background.run(prove, was_proven)
             else:
-                self._give_up(error)
+                self._give_up(error, source)
 
         def prove() -> None:
             with removed_if_it_fails(folder / PARTIAL, disk), blamed_on_its_source(source):
@@ -141,15 +141,16 @@ class Snapshots:
             if error is None:
                 self._keep(made[0])
             else:
-                self._give_up(error)
+                self._give_up(error, source)
 
         self._background.run(read, was_read)
 
-    def _give_up(self, error: BaseException) -> None:
+    def _give_up(self, error: BaseException, source: Path) -> None:
         self._making = False
         # A disk that is full does not get emptier by filling it again at once.
         self._pass_over_count = REFUSED_REQUESTS
-        if isinstance(error, Damaged):
+        # What is said of a ledger that was replaced meanwhile is not held against the new one.
+        if isinstance(error, Damaged) and source == self._ledger_path():
             self.damage = str(error)
             log.critical("no copy of this ledger is sent to anybody: %s", error)
         else:
@@ -292,6 +293,7 @@ class Snapshots:
         assert incoming.checked.is_sound and (incoming.index, incoming.term) == (index, term)
         self._incoming = None
         self._replace(incoming.path, index)
+        self.damage = ""
         self.installed_count += 1
 
 

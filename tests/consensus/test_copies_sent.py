@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.consensus.cluster import Cluster, MemoryEnd
 from tests.consensus.test_compaction import AtOnce
 from tests.consensus.test_cores import accepted, holds_all, submit, three
 
+Done = Callable[[BaseException | None], None]
 TINY = {"compact_entries": 20, "keep_entries": 5, "segment_bytes_max": 4_096}
 WRITTEN = 120
 
@@ -170,6 +172,36 @@ def test_a_copy_alone_that_went_bad_is_not_held_against_the_ledger(tmp_path: Pat
     for _ in range(REFUSED_REQUESTS + 1):
         snapshots.request()
     assert snapshots.latest() is not None
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_only_the_ledger_in_force_is_held_to_be_damaged(tmp_path: Path, is_replaced: bool) -> None:
+    directory = LedgerDirectory(tmp_path)
+    path = directory.prepare()
+    Ledger.open(str(path)).close()
+    damage_pages(path)
+    in_force = [path]
+
+    class Replacing(AtOnce):
+        def run(self, work: Callable[[], None], done: Done) -> None:
+            super().run(work, lambda error: self.ended(done, error))
+
+        def ended(self, done: Done, error: BaseException | None) -> None:
+            if is_replaced:
+                in_force[0] = path.with_name("another.db")
+            done(error)
+
+    snapshots = Snapshots(
+        directory,
+        background=Replacing(),
+        ledger_path=lambda: in_force[0],
+        replace=lambda copy, index: None,
+    )
+
+    snapshots.request()
+
+    assert snapshots.latest() is None and not snapshots.is_making
+    assert bool(snapshots.damage) is not is_replaced
 
 
 def test_while_a_copy_is_checked_the_leader_is_heard_and_answered(tmp_path: Path) -> None:
