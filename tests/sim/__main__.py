@@ -36,7 +36,7 @@ def main() -> int:
         logging.disable(logging.CRITICAL)
     folder = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
     root = Path(tempfile.mkdtemp(prefix="quorumesh-sim-", dir=folder))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is removed then too
+    signal.signal(signal.SIGTERM, lambda *_: stopped(root))
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     try:
@@ -46,6 +46,12 @@ def main() -> int:
             return run_here(options, root)
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def stopped(root: Path) -> None:
+    """Told to end: at once, whatever code this meets, but without leaving the folder behind."""
+    shutil.rmtree(root, ignore_errors=True)
+    os._exit(143)
 
 
 def parsed() -> argparse.Namespace:
@@ -138,7 +144,9 @@ def run_one(options: argparse.Namespace, root: Path, seed: int) -> Result:
 
 def planned(options: argparse.Namespace, seed: int) -> list[Fault]:
     others = dict(pair.split("=") for pair in options.weights.split(",") if pair)
-    weights = {kind: int(weight) for kind, weight in others.items()}
+    weights = planted.weights_of(options.planted) | {
+        kind: int(weight) for kind, weight in others.items()
+    }
     return faults_of(seed, int(options.minutes * 60_000), others=weights)
 
 

@@ -38,6 +38,7 @@ class Checks:
         self.last_index = 0
         self.last_fence = 0
         self.fence_of: dict[int, int] = {}  # subtask to the fence of its last grant
+        self.delegated: set[int] = set()  # subtasks whose completion added others
         self.done_by: dict[int, int] = {}  # subtask to the fence under which it took effect
         self.submitted: dict[bytes, int] = {}  # task to the revision of its submission
         self.ended: dict[bytes, int] = {}  # task to its final state, as first applied anywhere
@@ -134,6 +135,8 @@ class Checks:
                 raise Violation(f"task {event.task_id.hex()} ended twice, again at {index}")
             self.ended[event.task_id] = ENDED[event.kind]
         elif event.kind in DONE:
+            if event.kind == TaskEvent.DELEGATED:
+                self.delegated.add(event.subtask_ref)
             self._saw_effect(index, event)
 
     def _saw_effect(self, index: int, event: TaskEvent) -> None:
@@ -170,11 +173,13 @@ class Checks:
         if task_id in self.submitted:
             raise Violation(f"task {task_id.hex()} was said to be unwritten, but is there")
 
-    def told_effect(self, ref: int, fence: int) -> None:
+    def told_effect(self, ref: int, fence: int, *, has_spawned: bool) -> None:
         """A worker was told that its result counts."""
-        self.world.after_us(1, lambda: self._has_effect(ref, fence))
+        self.world.after_us(1, lambda: self._has_effect(ref, fence, has_spawned))
 
-    def _has_effect(self, ref: int, fence: int) -> None:
+    def _has_effect(self, ref: int, fence: int, has_spawned: bool) -> None:
+        if has_spawned and ref not in self.delegated and not self.has_rot:
+            raise Violation(f"what {ref} added under {fence} is lost")
         if self.done_by.get(ref) != fence and not self.has_rot:
             raise Violation(
                 f"the result of {ref} under {fence} was accepted, but counted under "

@@ -25,13 +25,14 @@ from consensus.ports import Link
 
 Plant = Callable[[], AbstractContextManager[None]]
 _PLANTS: dict[str, Plant] = {}
+_WEIGHTS: dict[str, dict[str, int]] = {}
 
 
-def plants(name: str) -> Callable[[Plant], Plant]:
-    """Register a planted bug under this name."""
+def plants(name: str, **weights: int) -> Callable[[Plant], Plant]:
+    """Register a planted bug under this name; `weights` of faults that bring it to light sooner."""
 
     def register(plant: Plant) -> Plant:
-        _PLANTS[name] = plant
+        _PLANTS[name], _WEIGHTS[name] = plant, weights
         return plant
 
     return register
@@ -115,9 +116,14 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_PLANTS))
 
 
+def weights_of(name: str | None) -> dict[str, int]:
+    """The weights of faults under which this planted bug is looked for, where not the usual ones."""
+    return _WEIGHTS.get(name or "", {})
+
+
 def switched_on(name: str | None) -> AbstractContextManager[None]:
     """The planted bug of this name, for as long as the block lasts; none for None."""
     return _PLANTS[name]() if name in names() else nullcontext()
 
 
-__all__ = ["names", "plants", "swapped", "swapped_item", "switched_on"]
+__all__ = ["names", "plants", "swapped", "swapped_item", "switched_on", "weights_of"]

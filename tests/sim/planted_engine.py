@@ -9,8 +9,8 @@ from typing import Any
 
 from quorumesh.v1.peer_pb2 import AppendEntries, Frame, LogEntry, RequestVote, VoteReply
 
+from consensus import compaction
 from consensus import core as core_module
-from consensus.compaction import Compaction
 from consensus.engine import Engine, following, leading, votes
 from consensus.engine.disk import Disk
 from consensus.engine.journal import Journal
@@ -20,7 +20,7 @@ from consensus.engine.vote import VoteRecord
 from tests.sim.planted import plants, swapped
 
 
-@plants("termless-ack")
+@plants("termless-ack", slow_link=60, lossy=60, isolate=30, cut=30, blip=0)
 def termless_ack() -> AbstractContextManager[None]:
     """An answer counts in whatever term it arrives."""
     sound = Engine._receive_in_term
@@ -60,7 +60,7 @@ def commit_beyond_verified() -> AbstractContextManager[None]:
     return swapped(following, "entries_received", received)
 
 
-@plants("count-an-unsynced-leader")
+@plants("count-an-unsynced-leader", slow_disk=40, power=40, cut=20)
 def count_an_unsynced_leader() -> AbstractContextManager[None]:
     """The leader counts itself for entries that its own disk does not hold yet."""
 
@@ -78,7 +78,7 @@ def count_an_unsynced_leader() -> AbstractContextManager[None]:
     return swapped(leading, "advance_commit", advance)
 
 
-@plants("commit-an-older-term")
+@plants("commit-an-older-term", cut=40, isolate=40, kill=20, power=20, slow_link=20)
 def commit_an_older_term() -> AbstractContextManager[None]:
     """Entries of older terms are committed by counting who holds them (Raft thesis 3.6.2)."""
 
@@ -115,20 +115,6 @@ def double_vote() -> Iterator[None]:
         yield
 
 
-@plants("forget-the-vote")
-def forget_the_vote() -> AbstractContextManager[None]:
-    """The vote is kept in memory only; the term is written without it."""
-    sound = VoteRecord._replace
-
-    def replace(self: Any, data: bytes) -> None:
-        from consensus.engine.vote import encode
-
-        term = int.from_bytes(data[8:16], "little")
-        sound(self, encode(term, None))
-
-    return swapped(VoteRecord, "_replace", replace)
-
-
 @plants("vote-without-sync")
 def vote_without_sync() -> AbstractContextManager[None]:
     """The vote record is written over in place and never synced."""
@@ -158,16 +144,16 @@ def two_membership_changes() -> AbstractContextManager[None]:
 @contextmanager
 def drop_segments_before_the_checkpoint() -> Iterator[None]:
     """Journal segments go as soon as their entries are applied, whatever the ledger's file holds."""
-    sound = Compaction._was_passive
 
-    def was_passive(self: Any, path: Path, error: BaseException | None) -> None:
-        core = self._core
-        index = core.applied_index
-        core.journal.drop_to(index - self.keep_entries(index))
-        self._running, self._last_index = False, index
+    def nothing(path: Path) -> None:
+        """No checkpoint is made."""
 
-    assert sound is not was_passive
-    with swapped(Compaction, "_was_passive", was_passive):
+    def done(path: Path) -> bool:
+        return True
+
+    with ExitStack() as stack:
+        stack.enter_context(swapped(compaction, "checkpoint_passively", nothing))
+        stack.enter_context(swapped(compaction, "checkpoint_wholly", done))
         yield
 
 

@@ -183,6 +183,7 @@ class Worker:
             if is_old and not has_counted:
                 raise Violation(f"the late result of {ref} under {fence} was accepted")
             self.effect_count += 1
-            self.checks.told_effect(ref, fence)
+            has_spawned = command.complete.completion.HasField("spawn")
+            self.checks.told_effect(ref, fence, has_spawned=has_spawned)
 
         self.asking.ask([command], answered, through=self.node)
