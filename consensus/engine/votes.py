@@ -55,7 +55,7 @@ def stand(seat: Seat, *, transfer: bool = False) -> None:
 
 def pre_vote_asked(seat: Seat, peer: str, request: PreVote) -> None:
     """Would this node vote for the peer? Nothing changes by answering."""
-    if not seat.is_voter or seat.has_heard_leader() or request.term <= seat.raft.term:
+    if seat.has_heard_leader() or request.term <= seat.raft.term:
         return
     if _is_up_to_date(seat, request.last_term, request.last_index):
         seat.say(peer, Frame(pre_vote_reply=PreVoteReply(term=request.term)))
@@ -72,9 +72,13 @@ def pre_vote_given(seat: Seat, peer: str, reply: PreVoteReply) -> None:
 
 
 def vote_asked(seat: Seat, peer: str, term: int, request: RequestVote) -> None:
-    """Vote once per term, durably before the answer, for a log at least as good as this one."""
+    """Vote once per term, durably before the answer, for a log at least as good as this one.
+
+    Also when this node knows of no vote of its own: its candidate may have the entry that gives it
+    one, and counts it only then (Raft thesis 4.1).
+    """
     raft = seat.raft
-    if not seat.is_voter or term < raft.term:
+    if term < raft.term:
         return
     if seat.has_heard_leader() and not request.transfer:
         return

@@ -72,6 +72,30 @@ def test_rule_10_a_change_that_was_withdrawn_is_no_longer_in_force() -> None:
     assert world.violations == []
 
 
+def test_rule_10_a_new_voter_votes_before_it_knows_that_it_may() -> None:
+    """The others of its majority are dead, or have a shorter log: without it nobody could lead."""
+    world, leader, others = settled()
+    joiner = world.join("n4")
+    engine = world.nodes[leader].engine
+
+    def has_caught_up() -> bool:
+        engine.feed("n4")
+        return engine.matched("n4") == engine.last_index
+
+    assert world.run(5_000, has_caught_up)
+    world.crash(others[0])
+    world.filter = lambda a, b, frame: False
+    assert engine.change(add("n4"))
+    world.run(2_500)
+    assert engine.role != "leader" and joiner.engine.role == "passive"
+
+    world.filter = lambda a, b, frame: True
+
+    assert world.wait_leader([leader, "n4"]) == leader
+    assert world.run(5_000, lambda: "n4" in joiner.engine.voters)
+    assert world.violations == []
+
+
 def test_rule_10_a_removed_voter_counts_for_nothing() -> None:
     removed_voter_counts_for_nothing(Engine)
 
