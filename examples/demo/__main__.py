@@ -21,13 +21,15 @@ from mesh import MeshError
 RUN_S_MAX = 120  # a demo that hangs is a failed demo
 TEMP_CHARS_MAX = 40
 
+_interrupts: list[int] = []  # signals that asked it to end
+
 
 def main() -> int:
     """Run the demo. Leaves no process and no folder behind."""
     given = _parser().parse_args()
     console = show.console_for(no_color=given.no_color)
     show.welcome(console)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(RUN_S_MAX)
@@ -55,7 +57,9 @@ def main() -> int:
 def _run(run: Run, given: argparse.Namespace) -> bool:
     """All steps. True: some promise did not hold."""
     start_mesh(run)
+    _go_on()
     ask_compound(run, given.ask or COMPOUND)
+    _go_on()
     if not given.ask:
         run_batch(run)
     if given.keep:
@@ -74,7 +78,7 @@ def _folder() -> Path:
 
 def _wait_for_ctrl_c() -> None:
     try:
-        while True:
+        while not _interrupts:
             signal.pause()
     except KeyboardInterrupt:
         pass  # the way to end it: go on to the orderly stop
@@ -93,7 +97,14 @@ def _write_summary(path: Path, run: Run, failed: bool) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupts.append(number)
     raise KeyboardInterrupt
+
+
+def _go_on() -> None:
+    """An interrupt that came while an object was being finalised was printed and forgotten there."""
+    if _interrupts:
+        raise KeyboardInterrupt
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:
