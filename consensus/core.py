@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quorumesh.v1.ledger_pb2 import Command, Entry, MembershipChange, Proposal
+from quorumesh.v1.ledger_pb2 import Command, Entry, MembershipChange
 from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.autopilot import Autopilot
@@ -24,7 +24,8 @@ from consensus.directory import LedgerDirectory
 from consensus.engine import Engine, EngineConfig, Journal
 from consensus.errors import ConsensusError, Damaged, Removed, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
-from consensus.ledger import APPLY_VERSION, Applied, Reader
+from consensus.leadership import MEMBERSHIP, NO_OP, REGULAR, Leadership
+from consensus.ledger import Applied, Reader
 from consensus.membership import Membership
 from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
@@ -36,8 +37,6 @@ from consensus.storage import Storage, install_ledger, open_journal, open_ledger
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
-ENTRIES_UNSYNCED_MAX = 2  # more wait, so that entries grow under load instead of their number
-REGULAR, NO_OP, MEMBERSHIP = 0, 1, 2
 
 log = logging.getLogger("consensus.core")
 
@@ -81,13 +80,9 @@ class Core:
             scrub_ms=config.scrub_ms,
         )
         self.diverged = ""  # why this node is out of service for good
-        self._led_term = 0
         self._seen_leader: tuple[str, int] = ("", 0)
-        self._timer_index = 0  # of the last entry appended as this term's leader
-        # When it surely still led, with a majority that heard it; at first: its start.
-        self._led_ms = ports.clock.monotonic_ms()
+        self._leadership = Leadership(self)
         self._apply_due = False
-        self._handed_count = 0
         self.is_removed = False
         self._notice_removal()
         ports.link.bind(self)
@@ -286,10 +281,9 @@ class Core:
         self._look_after_storage()
         self._follow_leader()
         if self.trouble:
-            self._hand_over()
+            self._leadership.hand_over()
         elif self.engine.role == "leader":
-            self._led_ms = max(self._led_ms, now_ms - self._fallback_ms)
-            self._lead()
+            self._leadership.lead(now_ms - self._fallback_ms)
         else:
             self.forwarding.send_to_leader()
         self.proposals.expire(now_ms)
@@ -350,15 +344,6 @@ class Core:
         if self.diverged:
             raise Damaged(f"this node is out of service: {self.diverged}")
 
-    def _hand_over(self) -> None:
-        """A leader that cannot apply sees no timer that is due: let another voter lead."""
-        if self.engine.role == "leader":
-            # Each in turn, or one that cannot take over either would be asked for ever.
-            voters = sorted(self.engine.voters)
-            self._handed_count += 1
-            first = self._handed_count % len(voters)
-            any(self.engine.transfer(voter) for voter in voters[first:] + voters[:first])
-
     def _follow_leader(self) -> None:
         seen = (self.engine.leader_id, self.engine.term)
         if seen != self._seen_leader:
@@ -366,41 +351,6 @@ class Core:
             self.proposals.resend_all()
             self.forwarding.drop_inbox()
             self.membership.leader_changed()
-
-    def _lead(self) -> None:
-        if self._led_term != self.engine.term:
-            self._led_term = self.engine.term
-            # What an earlier leadership appended may have been withdrawn, or lost with its buffer.
-            self._timer_index = 0
-            self.counted.at_least(self.forwarding.last_stamp_ms(self.journal))
-        founding = self.config.founding
-        if founding is not None and not self.ledger.mesh_id and self._timer_index == 0:
-            self._append([Proposal(command=Command(bootstrap=founding))])
-        is_waiting = self.membership.is_handing_over
-        while not is_waiting and self.engine.unsynced_count < ENTRIES_UNSYNCED_MAX:
-            taken = self.forwarding.take_for_entry()
-            if not taken:
-                break
-            self._append(taken)
-        due_ms = self.ledger.next_due_ms()
-        # One empty entry at a time: the next only when this one has been applied.
-        if (
-            due_ms is not None
-            and not is_waiting
-            and due_ms <= self.counted.now_ms()
-            and self.engine.last_index == self.applied_index
-        ):
-            self._append([])
-
-    def _append(self, proposals: Sequence[Proposal]) -> None:
-        entry = Entry(
-            apply_version=APPLY_VERSION,
-            counted_ms=self.counted.now_ms(),
-            wall_ms=self._ports.clock.wall_ms(),
-            proposals=proposals,
-        )
-        if (index := self.engine.append(bytes([REGULAR]) + entry.SerializeToString())) is not None:
-            self._timer_index = index
 
     # What the link tells.
 
@@ -439,7 +389,9 @@ class Core:
         """Counters and states for status, cheap to ask for."""
         engine, now_ms = self.engine, self._ports.clock.monotonic_ms()
         leads = engine.role == "leader"
-        age_ms = 0 if leads else max(0, now_ms - max(engine.leader_heard_ms, self._led_ms))
+        age_ms = (
+            0 if leads else max(0, now_ms - max(engine.leader_heard_ms, self._leadership.led_ms))
+        )
         heard = leads or (self._ports.link.is_up(engine.leader_id) and age_ms <= HEARD_MS_MAX)
         return ReplicaView(
             node_id=self.config.node_id,

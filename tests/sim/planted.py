@@ -19,6 +19,7 @@ from quorumesh.v1.ledger_pb2 import Outcome, Proposal, Submit
 
 from consensus.core import Core
 from consensus.engine.outbox import Outbox
+from consensus.leadership import Leadership
 from consensus.ledger import machine, tasks
 from consensus.ledger.store import Store
 from consensus.ports import Link
@@ -89,12 +90,13 @@ def drop_idempotency() -> AbstractContextManager[None]:
 def match_outcomes_by_log_index() -> Iterator[None]:
     """Who appended a proposal gets the outcome of whatever is applied at that index in the end."""
     appended: dict[tuple[int, int], list[int]] = {}
-    sound_append, sound_apply = Core._append, Core.apply
+    sound_append, sound_apply = Leadership._append, Core.apply
 
-    def append(self: Core, proposals: Sequence[Proposal]) -> None:
+    def append(self: Leadership, proposals: Sequence[Proposal]) -> None:
         sound_append(self, proposals)
-        appended[self.proposals.incarnation, self._timer_index] = [
-            p.sequence for p in proposals if p.incarnation == self.proposals.incarnation
+        incarnation = self._core.proposals.incarnation
+        appended[incarnation, self._timer_index] = [
+            p.sequence for p in proposals if p.incarnation == incarnation
         ]
 
     def apply(self: Core, index: int, term: int, command: bytes) -> None:
@@ -104,7 +106,7 @@ def match_outcomes_by_log_index() -> Iterator[None]:
         for sequence in sequences:
             self.proposals.settle(sequence, outcome)
 
-    with swapped(Core, "_append", append), swapped(Core, "apply", apply):
+    with swapped(Leadership, "_append", append), swapped(Core, "apply", apply):
         yield
 
 

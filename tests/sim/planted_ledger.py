@@ -10,6 +10,7 @@ from quorumesh.v1.ledger_pb2 import Command, Entry, Outcome
 from quorumesh.v1.workers_pb2 import Completion
 
 from consensus.core import Core
+from consensus.leadership import Leadership
 from consensus.ledger import claims, machine, sessions
 from consensus.ledger.records import CLAIMED, Session, Subtask
 from consensus.ledger.store import Store
@@ -100,14 +101,14 @@ def read_without_barrier() -> AbstractContextManager[None]:
 @contextmanager
 def answer_before_commit() -> Iterator[None]:
     """The leader tells its own clients that a command is done as soon as it has appended it."""
-    sound = Core._append
+    sound = Leadership._append
 
     def append(self: Any, proposals: Any) -> None:
         sound(self, proposals)
-        own: Proposals = self.proposals
+        own: Proposals = self._core.proposals
         for proposal in proposals:
             if proposal.incarnation == own.incarnation and proposal.command.HasField("submit"):
-                own.settle(proposal.sequence, Outcome(revision=self.engine.last_index))
+                own.settle(proposal.sequence, Outcome(revision=self._core.engine.last_index))
 
-    with swapped(Core, "_append", append):
+    with swapped(Leadership, "_append", append):
         yield
