@@ -22,7 +22,6 @@ PERIOD_MS = 100
 SUSPECT_AFTER_MS = 250
 PROPOSE_MS = 5_000
 FAREWELL_MS = 5_000  # for so long one connection is used to tell a removed node
-FED_MEMBERS_MAX = 16  # members without a vote that the leader sends the log to
 
 
 class Autopilot:
@@ -80,10 +79,10 @@ class Autopilot:
         engine = self._core.engine
         waiting = [m for m in sorted(addresses) if m not in engine.voters and self._link.is_up(m)]
         has_seat = len(engine.voters) < self._core.config.voters_max
-        for member in waiting[:FED_MEMBERS_MAX]:
+        for member in waiting:
             engine.feed(member)
-            change = MembershipChange(add=True, node_id=member)
-            if has_seat and self._core.membership.consider(change) is None:
+        for member in waiting if has_seat else ():
+            if self._core.membership.consider(MembershipChange(add=True, node_id=member)) is None:
                 return
 
     def _remove_leaving(self) -> bool:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, StorageFailed, Unavailable
+from consensus.scrub import check_schema
 
 COPY_PAGES_STEP = 512
 SYNC_PAGES_STEP = (
@@ -124,6 +125,7 @@ def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> 
     # Done here, because the first to open it would have to do it, on the loop.
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        check_schema(connection)
     disk.sync_file(path)
 
 

@@ -40,7 +40,11 @@ class LedgerDirectory:
         empty one in silence.
         """
         disk = self.disk
+        is_new = not disk.exists(self.root)
         disk.make_folder(self.journal)
+        if is_new:
+            # Before anything is promised in it: its own name must not be lost with the power.
+            disk.sync_folder(self.root.parent)
         for folder in (self.snapshots, self.incoming):
             disk.remove_folder(folder)
             disk.make_folder(folder)

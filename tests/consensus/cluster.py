@@ -22,6 +22,8 @@ from consensus.errors import ConsensusError
 from consensus.ledger import invariants
 from consensus.ports import LinkHandler
 
+NAMES = tuple(f"n{number}" for number in range(1, 21))
+
 Result = list[Outcome] | ConsensusError
 
 
@@ -198,7 +200,7 @@ class Cluster:
             on_wake=lambda: self._wake(node_id, woken),
         )
         self.cores[node_id] = core
-        end.set_peers({name: name for name in ["n1", "n2", "n3", "n4", "n5"]})
+        end.set_peers({name: name for name in NAMES})
         self._tick(core, background)
         return core
 

@@ -152,6 +152,18 @@ def test_a_node_beyond_the_voters_follows_without_a_vote(tmp_path: Path) -> None
     assert sorted(cluster.cores["n1"].ledger.voters()) == ["n1"]
 
 
+def test_each_of_many_nodes_without_a_vote_is_fed(tmp_path: Path) -> None:
+    cluster = founded(tmp_path, voters_max=1)
+    learners = [f"n{number}" for number in range(2, 20)]
+    admit(cluster, *learners)
+    for node_id in learners:
+        cluster.start(node_id, joined_voters={"n1": "n1"})
+
+    accepted(cluster.propose("n1", submit(1)))
+
+    cluster.world.run(cluster.agree, ms_max=10_000)
+
+
 def test_a_leader_whose_proposals_are_full_goes_on_when_a_node_dies(tmp_path: Path) -> None:
     cluster = three(tmp_path)
     leader = cluster.wait_leader()

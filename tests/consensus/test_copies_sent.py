@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk
 
-from consensus.copying import PARTIAL, SnapshotFile
+from consensus.copying import PARTIAL, SnapshotFile, check_received, digest_of
 from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine.disk import Disk
@@ -361,3 +361,15 @@ def test_a_replaced_copy_leaves_the_disk_once_nobody_is_sent_it(tmp_path: Path) 
     snapshots.checked()
 
     assert held_open(name) == 0
+
+
+def test_a_received_copy_with_other_definitions_is_thrown_away(tmp_path: Path) -> None:
+    path = tmp_path / "received.db"
+    Ledger.open(str(path)).close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE").fetchone()
+        connection.execute("DROP INDEX subtask_ready")
+        connection.commit()
+
+    with pytest.raises(Damaged, match="subtask_ready"):
+        check_received(path, digest=digest_of(path), copied=(0, 0), disk=Disk())

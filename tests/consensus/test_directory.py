@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from consensus.directory import LedgerDirectory
+from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 
 
@@ -77,3 +78,25 @@ def test_a_node_that_installs_again_and_again_keeps_two_ledgers_at_most(tmp_path
         directory.remove_ledgers(directory.other_ledgers(path, before))
 
     assert sorted(path.name for path in tmp_path.glob("ledger-*")) == ["ledger-20", "ledger-30"]
+
+
+class WatchedDisk(Disk):
+    """Notes which folders were synced."""
+
+    def __init__(self) -> None:
+        self.synced: list[Path] = []
+
+    def sync_folder(self, folder: Path) -> None:
+        self.synced.append(folder)
+        super().sync_folder(folder)
+
+
+def test_the_name_of_a_new_folder_is_made_durable_once(tmp_path: Path) -> None:
+    disk = WatchedDisk()
+
+    LedgerDirectory(tmp_path / "state", disk).prepare()
+    assert tmp_path in disk.synced
+
+    disk.synced.clear()
+    LedgerDirectory(tmp_path / "state", disk).prepare()
+    assert tmp_path not in disk.synced
