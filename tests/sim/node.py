@@ -25,8 +25,8 @@ from tests.sim.world import Act, World
 if TYPE_CHECKING:
     from tests.sim.checks import Checks
 
-TICK_MS = (30, 180)  # an idle process is woken late
-WAKE_US = (50, 3_000)  # a busy host: what came in the meantime is done in one turn
+TICK_MS = (40, 260)  # an idle process is woken late now and then
+WAKE_US = (50, 1_500)
 DISK_DELAY_US = (100, 400)
 BACKLOG_MAX = 50_000
 REOPEN_MS = 700  # whoever runs the node tries again when its disk refused it

@@ -10,6 +10,7 @@ Loss and delay: the nodes' devices are taps of one small switch in user space (`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,7 +27,8 @@ from tests.e2e.mesh_process import ROOT, Site
 INSIDE = "QUORUMESH_LAB"
 LAB_HOST = "10.77.0.254"
 PORT = 7400
-TOOLS = ("unshare", "nsenter", "ip", "nft")
+TOOLS = {"unshare": "util-linux", "nsenter": "util-linux", "ip": "iproute2", "nft": "nftables"}
+INSTALL_S_MAX = 120
 # A host without these for its users may still let them have a user namespace.
 PLAIN = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 AS_USER = ("--user", "--map-root-user", *PLAIN)
@@ -218,7 +220,10 @@ def enter(arguments: Sequence[str]) -> None:
         return
     # Where they are for root; the path of others may leave them out.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing = _missing()
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        _install({TOOLS[tool] for tool in missing})
+        missing = _missing()
     if missing:
         os.environ[INSIDE] = f"{', '.join(missing)} not installed"
         return
@@ -231,6 +236,20 @@ def enter(arguments: Sequence[str]) -> None:
             again = [sys.executable, "-m", "tests.torture", *arguments]
             os.execvp("unshare", ["unshare", *flags, "--", *again])
     os.environ[INSIDE] = f"namespaces are not allowed: {probe.stderr.strip()[:200]}"
+
+
+def _missing() -> list[str]:
+    return [tool for tool in TOOLS if shutil.which(tool) is None]
+
+
+def _install(packages: Iterable[str]) -> None:
+    """As Debian's root may. What cannot be had is found missing afterwards."""
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *sorted(packages)]
+    for command in (install, ["apt-get", "update"], install):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(command, capture_output=True, timeout=INSTALL_S_MAX)
+            if done.returncode == 0 and command is install:
+                return
 
 
 def build(*, node_count: int, is_switched: bool) -> Lab:
