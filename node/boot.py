@@ -23,13 +23,9 @@ from mesh.identity import (
     new_key,
     new_request,
     node_id_of,
-    read_key,
-    read_pem,
-    write_atomic,
 )
 from mesh.join import join
 from mesh.profile import Profile, save_profile
-from mesh.sealed import unseal
 from mesh.tokens import decode
 from node import rejoining
 from node.config import ConfigError, NodeConfig, join_address, listen_as, split_address
@@ -43,6 +39,7 @@ from node.folder import (
     write_identity,
 )
 from node.joining import CLIENT_NAME_CHARS_MAX
+from node.papers import admitted, kept_key, save_papers
 
 log = logging.getLogger("node.boot")
 
@@ -107,32 +104,12 @@ def _found(config: NodeConfig) -> Booted:
 
 async def _join(config: NodeConfig, wall_ms: int) -> Booted:
     token = decode(config.join_token, now_wall_ms=wall_ms)
-    folder = config.data_dir / "node"
-    # The key is kept before it is used: a start that was cut short asks for the same node again.
-    if (folder / KEY_FILE).exists():
-        key = read_key(read_pem(folder / KEY_FILE), str(folder / KEY_FILE))
-    else:
-        key = new_key()
-        write_atomic(folder / KEY_FILE, key_pem(key))
+    key = kept_key(config.data_dir)
     async with answering_dials(config.listen) as port:
         address = config.advertised(port)
         reply = await join(token, csr=new_request(key), name=config.display_name, advertise=address)
-    authority = Authority.from_parts(reply.ca_certificate, unseal(reply.sealed_ca_key, key))
-    authority.save(folder)
-    credentials = NodeCredentials(reply.ca_certificate, reply.certificate, key_pem(key))
-    credentials.save(folder)
-    ClientCredentials(reply.ca_certificate, reply.client_certificate, key_pem(key)).save(
-        config.data_dir / "client"
-    )
-    identity = Identity(
-        mesh_id=reply.mesh_id,
-        node_id=reply.node_id,
-        name=config.display_name,
-        address=address,
-        founded=False,
-        voters={member.node_id: member.address for member in reply.members if member.voter},
-        members={member.node_id: member.address for member in reply.members},
-    )
+    authority, credentials = save_papers(config.data_dir, reply, key)
+    identity = admitted(reply, name=config.display_name, address=address)
     return Booted(identity, credentials, authority, _with_port(config.listen, port), True)
 
 

@@ -15,20 +15,12 @@ import tempfile
 from pathlib import Path
 
 from consensus.examining import Check, examine
-from mesh.credentials import ClientCredentials, NodeCredentials
+from mesh.credentials import NodeCredentials
 from mesh.errors import MeshError
 from mesh.identity import (
-    KEY_FILE,
-    Authority,
-    key_pem,
-    new_key,
     new_request,
-    read_key,
-    read_pem,
-    write_atomic,
 )
 from mesh.join import rejoin
-from mesh.sealed import unseal
 from node.comparing import compare
 from node.config import ConfigError, NodeConfig, listen_as, split_address
 from node.folder import (
@@ -42,6 +34,7 @@ from node.folder import (
     sync_folder,
     write_identity,
 )
+from node.papers import admitted, kept_key, save_papers
 
 REJOINING = "rejoining"
 PAPERS = ("node", "client")
@@ -74,7 +67,7 @@ async def come_back_as_new(config: NodeConfig) -> None:
 
 async def _refuse_sound(data: Path, old: Identity, credentials: NodeCredentials) -> None:
     """A sound node that came back as another one would cost the mesh a vote for nothing."""
-    with tempfile.TemporaryDirectory(prefix="quorumesh-rejoin-") as aside:
+    with tempfile.TemporaryDirectory(prefix="rejoin-", dir=data) as aside:
         try:
             examined = examine(data / "state", Path(aside))
         except OSError as error:
@@ -92,35 +85,14 @@ async def _ask(
     config: NodeConfig, old: Identity, credentials: NodeCredentials, addresses: tuple[str, ...]
 ) -> None:
     folder = config.data_dir / REJOINING
-    key_file = folder / "node" / KEY_FILE
-    # The key is kept before it is used: a start that was cut short asks for the same node again.
-    if key_file.exists():
-        key = read_key(read_pem(key_file), str(key_file))
-    else:
-        key = new_key()
-        key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomic(key_file, key_pem(key))
+    key = kept_key(folder)
     async with answering_dials(listen_as(config.listen, old.address)) as port:
         address = _address(config, old, port)
         reply = await rejoin(
             credentials, addresses, csr=new_request(key), name=old.name, advertise=address
         )
-    authority = Authority.from_parts(reply.ca_certificate, unseal(reply.sealed_ca_key, key))
-    authority.save(folder / "node")
-    NodeCredentials(reply.ca_certificate, reply.certificate, key_pem(key)).save(folder / "node")
-    ClientCredentials(reply.ca_certificate, reply.client_certificate, key_pem(key)).save(
-        folder / "client"
-    )
-    members = [member for member in reply.members if member.node_id != old.node_id]
-    new = Identity(
-        mesh_id=reply.mesh_id,
-        node_id=reply.node_id,
-        name=old.name,
-        address=address,
-        founded=False,
-        voters={member.node_id: member.address for member in members if member.voter},
-        members={member.node_id: member.address for member in members},
-    )
+    save_papers(folder, reply, key)
+    new = admitted(reply, name=old.name, address=address, replaces=old.node_id)
     write_identity(folder / NODE_FILE, new)
 
 
