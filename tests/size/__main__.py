@@ -197,7 +197,7 @@ async def _come_back(mesh: LocalMesh, size: Size, say: Say) -> Figures:
     load = Load(follower, size.rate)
     with Bytes(mesh.nodes) as seen:
         running = asyncio.create_task(load.run())
-        await asyncio.sleep(2)
+        await load.has_begun()
         alone_s = time.monotonic()
         say(f"{size.rate} subtasks/s on two nodes of a ledger of {ledger_bytes >> 20} MiB …")
         await asyncio.sleep(LOAD_ALONE_S)

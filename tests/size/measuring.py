@@ -65,6 +65,7 @@ class Load:
     acknowledged_s: deque[float] = field(default_factory=lambda: deque(maxlen=BUCKETS_KEPT_MAX))
     ended_s: deque[float] = field(default_factory=lambda: deque(maxlen=BUCKETS_KEPT_MAX))
     failed_count: int = 0
+    _begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def subtasks_each(self) -> int:
@@ -92,8 +93,14 @@ class Load:
             self.acknowledged_s.append(time.monotonic())
             await client.ended(task_id, WAIT_S)
             self.ended_s.append(time.monotonic())
+            self._begun.set()
         except MeshError:
             self.failed_count += 1
+
+    async def has_begun(self) -> None:
+        """Returns once the first task has ended; TimeoutError when none does."""
+        async with asyncio.timeout(WAIT_S):
+            await self._begun.wait()
 
     def gap_s(self, since_s: float, until_s: float) -> float:
         """The longest time between two acknowledged submits."""
