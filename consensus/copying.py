@@ -19,7 +19,7 @@ from urllib.parse import quote
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, StorageFailed, Unavailable
-from consensus.scrub import check_schema
+from consensus.scrub import check_schema, errors_as_sqlite
 
 COPY_PAGES_STEP = 512
 SYNC_PAGES_STEP = (
@@ -89,7 +89,8 @@ def copy_pages(source: Path, target: Path, disk: Disk, *, may_go_on: Callable[[]
         writing.execute("PRAGMA synchronous=OFF")
         try:
             reading.execute("BEGIN")
-            copied = applied_of(reading)
+            with errors_as_sqlite():
+                copied = applied_of(reading)
             reading.backup(writing, pages=COPY_PAGES_STEP, progress=pace, sleep=0)
             reading.execute("ROLLBACK")
             writing.execute("PRAGMA journal_mode=DELETE").fetchone()
@@ -139,9 +140,12 @@ def verify_copy(path: Path, *, index: int, term: int) -> None:
 def verify_database(path: Path) -> Copied:
     """The revision of a ledger's file, all of whose pages were looked at. Damaged: not a sound one."""
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
-        ) as reading:
+        with (
+            contextlib.closing(
+                sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+            ) as reading,
+            errors_as_sqlite(),
+        ):
             found = applied_of(reading)
             said = reading.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.OperationalError:

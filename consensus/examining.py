@@ -24,7 +24,7 @@ from consensus.engine.inspect import VoteReport, inspect_vote
 from consensus.engine.opening import Opened, read_journal
 from consensus.errors import Damaged
 from consensus.ledger import CannotApply, Ledger, invariants
-from consensus.scrub import check_schema, refuse_marked
+from consensus.scrub import check_schema, errors_as_sqlite, refuse_marked
 
 FAULTS_SHOWN_MAX = 20
 COPY = "ledger.db"
@@ -196,7 +196,8 @@ def _structure(path: Path) -> str:
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.text_factory = bytes
-            rows = db.execute(f"PRAGMA integrity_check({FAULTS_SHOWN_MAX})").fetchall()
+            with errors_as_sqlite():
+                rows = db.execute(f"PRAGMA integrity_check({FAULTS_SHOWN_MAX})").fetchall()
     except sqlite3.Error as error:
         raise Damaged(f"the ledger is damaged: {error}") from error
     said = "; ".join(" ".join(row[0].decode("utf-8", "replace").split()) for row in rows)

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -44,6 +44,7 @@ READING_MAX = 2  # a node that is slower leaves ranges out
 CHECK_BYTES_MAX = 64 << 20
 FAULTS_SHOWN_MAX = 3
 DIGEST_BYTES = 32
+NO_TEXT = "Could not decode to UTF-8"  # how the errors of text that is none begin
 
 log = logging.getLogger("consensus.scrub")
 
@@ -327,9 +328,10 @@ def open_at(path: Path, index: int) -> sqlite3.Connection:
     )
     try:
         reading.text_factory = bytes
-        reading.execute("PRAGMA query_only=1")
-        reading.execute("BEGIN")
-        (applied,) = reading.execute("SELECT applied_index FROM ledger").fetchone()
+        with errors_as_sqlite():
+            reading.execute("PRAGMA query_only=1")
+            reading.execute("BEGIN")
+            (applied,) = reading.execute("SELECT applied_index FROM ledger").fetchone()
         assert applied == index, f"the scrub of {index} sees {applied}"
     except BaseException:
         reading.close()
@@ -352,10 +354,22 @@ def check_structure(reading: sqlite3.Connection) -> None:
         raise Damaged(f"the ledger is damaged: {said}")
 
 
+@contextlib.contextmanager
+def errors_as_sqlite() -> Iterator[None]:
+    """For the first read of a file, which looks at its definitions: it raises sqlite3.Error only.
+
+    SQLite quotes a definition that makes no sense, and one that is no text cannot be told.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError(f"{NO_TEXT}: {error}") from error
+
+
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite met bytes that cannot be right, rather than a disk that refuses."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    is_no_text = code == 0 and str(error).startswith("Could not decode to UTF-8")
+    is_no_text = code == 0 and str(error).startswith(NO_TEXT)
     return is_no_text or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 

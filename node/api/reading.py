@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from consensus.errors import Unavailable
 from consensus.ledger import Reader
+from consensus.scrub import errors_as_sqlite
 from consensus.snapshots import WAL_BYTES_MAX, wal_bytes
 
 THREADS = 2
@@ -76,4 +77,6 @@ def _answer(path: Path, question: Callable[[Reader], Answer], wal_bytes_max: int
         db.execute("PRAGMA query_only=1")
         # One transaction: whatever is applied meanwhile, all queries see the same revision.
         db.execute("BEGIN")
+        with errors_as_sqlite():
+            db.execute("SELECT applied_index FROM ledger").fetchone()
         return question(Reader(db, owns=False))

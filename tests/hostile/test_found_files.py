@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from consensus.copying import copy_ledger, verify_database
 from consensus.directory import LedgerDirectory
+from consensus.engine.disk import Disk
 from consensus.errors import Damaged
+from consensus.examining import examine
+from consensus.scrub import is_damage, open_at
 from consensus.storage import open_ledger
+from node.api.reading import LongReads
 from node.folder import BootError, Identity, read_identity, read_members, write_identity
 from tests.hostile.mesh_of_one import copy_of_template
 
@@ -50,3 +56,49 @@ def test_a_ledger_with_rows_that_nobody_wrote_is_damaged(tmp_path: Path) -> None
 
     with pytest.raises(Damaged, match="the ledger is damaged: TypeError"):
         open_ledger(directory)
+
+
+@pytest.fixture
+def unspeakable(tmp_path: Path) -> Path:
+    """A ledger with a definition that makes no sense, so that SQLite quotes it, and is no text."""
+    path = LedgerDirectory(copy_of_template(tmp_path, 1)).prepare()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA writable_schema=1")
+        db.execute(
+            "UPDATE sqlite_schema SET name = CAST(x'ff' AS TEXT), sql = 'CREATE x' "
+            "WHERE name = 'task'"
+        )
+    db.close()
+    with contextlib.closing(sqlite3.connect(path)) as db, pytest.raises(UnicodeDecodeError):
+        db.execute("SELECT applied_index FROM ledger")
+    return path
+
+
+def test_a_definition_that_sqlite_cannot_even_quote_is_damage_to_all_who_open_a_ledger(
+    unspeakable: Path,
+) -> None:
+    root = unspeakable.parent.parent
+    aside = root.parent / "aside"
+    aside.mkdir()
+
+    with pytest.raises(Damaged, match="not a ledger"):
+        verify_database(unspeakable)
+    with pytest.raises(Damaged, match="its file is damaged"):
+        copy_ledger(unspeakable, aside, Disk())
+    with pytest.raises(sqlite3.DatabaseError) as scrubbed:
+        open_at(unspeakable, 1)
+    with pytest.raises(Damaged, match="the ledger is damaged"):
+        open_ledger(LedgerDirectory(root))
+    assert is_damage(scrubbed.value)
+    assert "file" in [check.name for check in examine(root, aside).checks if check.ok is False]
+
+
+async def test_a_long_read_of_such_a_ledger_says_that_it_is_damaged(unspeakable: Path) -> None:
+    reads = LongReads(lambda: unspeakable)
+    try:
+        with pytest.raises(sqlite3.DatabaseError) as raised:
+            await reads.ask(lambda reader: reader.revision())
+    finally:
+        reads.close()
+
+    assert is_damage(raised.value)
