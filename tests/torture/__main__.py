@@ -12,9 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.torture import lab
+from tests.torture import host, lab
+from tests.torture.bars import kinds_in_order
 from tests.torture.kinds import KINDS
-from tests.torture.report import run_all, show, summary
+from tests.torture.report import holds, run_all, show, summary, to_json
 from tests.torture.run import Order, torture
 
 NODES_MAX = 7
@@ -29,8 +30,13 @@ def main() -> int:
         print("namespaces" if lab.is_inside() else f"loopback: {lab.why_not_inside()}")
         return 0
     if options.report:
-        print(summary(options.report))
-        return 0
+        said = json.dumps(to_json(options.report)) if options.json else summary(options.report)
+        print(said)
+        return 0 if holds(options.report) else 1
+    if not lab.is_entered():
+        host.end_with_parent()
+        for found in host.sweep():
+            print(found, file=sys.stderr)
     try:
         return _all(options) if options.all else _one(options)
     except lab.NoLab as error:
@@ -42,8 +48,7 @@ def main() -> int:
 
 
 def _all(options: argparse.Namespace) -> int:
-    every = [kind.name for kind in KINDS.values() if not kind.is_proof]
-    kinds = options.kinds.split(",") if options.kinds else every
+    kinds = options.kinds.split(",") if options.kinds else kinds_in_order()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     return run_all(kinds, seeds, seconds=options.seconds, out=options.out)
 
@@ -64,7 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", default="1,2,3", help="with --all")
     parser.add_argument("--out", type=Path, default=Path("torture"), metavar="DIR")
     parser.add_argument("--place", action="store_true", help="say where it would run")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="show what --all has written")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="every bar of what --all wrote; exit 1: missed"
+    )
     options = parser.parse_args()
     if not (options.fault or options.all or options.report or options.place):
         parser.error("give --fault KIND, --all or --report DIR")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +101,24 @@ class History:
             else [at_ns for at_ns in self._write_ok_ns if at_ns >= since_ns]
         )
         return longest_gap_ns(times_ns, since_ns, until_ns) / 1e9
+
+    def fewest_writes(self, since_ns: int, until_ns: int, window_s: float) -> int | None:
+        """Acknowledged writes in the emptiest window of this stretch; None: no window fits."""
+        return fewest_in_window(self._write_ok_ns, since_ns, until_ns, int(window_s * 1e9))
+
+
+def fewest_in_window(
+    times_ns: Sequence[int], since_ns: int, until_ns: int, window_ns: int
+) -> int | None:
+    """How many of the ordered times lie in the emptiest window inside a stretch."""
+    last_ns = until_ns - window_ns
+    if last_ns < since_ns:
+        return None
+    # The emptiest begins where the stretch does, just after one of the times, or ends with it.
+    starts = [since_ns, last_ns, *(at + 1 for at in times_ns if since_ns <= at < last_ns)]
+    return min(
+        bisect_left(times_ns, start + window_ns) - bisect_left(times_ns, start) for start in starts
+    )
 
 
 def longest_gap_ns(times_ns: Sequence[int], since_ns: int, until_ns: int) -> int:

@@ -22,6 +22,10 @@ HELD_CLAIMS_MIN = 40
 HELD_WAIT_S = 20.0
 JUMP_HOURS = 1
 DRIFT_PPM = 200_000
+CUT_S = 3.5
+PAUSE_S = LEASE_S + 0.5
+LONG_S = 11.0  # a whole window of ten seconds lies inside
+MIXED_S_MAX = 4.0
 LOSS = 0.05
 DELAY_MS, JITTER_MS = 100.0, 50.0
 
@@ -68,6 +72,9 @@ class Kind:
     logs_writes: bool = False  # which then remembers what was not synced
     is_switched: bool = False
     is_on_leader: bool = False  # its write gap is held to the bar for the leader
+    is_on_follower: bool = False  # what is lost is a follower: hardly a write waits for it
+    needs_progress: bool = False  # held for longer than a window in which some write must succeed
+    faults_per_minute: int = 5  # at least
     is_proof: bool = False  # no mesh can survive it: it shows that the harness sees a loss
 
 
@@ -184,7 +191,9 @@ def mixed(scene: Scene) -> Wound:
     """A fault of another kind each time, so that each finds what the ones before have left."""
     kind = KINDS[scene.rng.choice(MIXED)]
     wound = kind.harm(scene)
-    return replace(wound, victims=f"{kind.name} {wound.victims}", held_s=kind.held_s)
+    return replace(
+        wound, victims=f"{kind.name} {wound.victims}", held_s=min(kind.held_s, MIXED_S_MAX)
+    )
 
 
 def damage(scene: Scene) -> Wound:
@@ -284,30 +293,52 @@ def hand_over(scene: Scene) -> Wound:
     return Wound(_names(victims), mend)
 
 
+# Those first on which most bars rest: all seeds of one kind run before the next kind.
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("kill-one", kill_one, 1.5),
-        Kind("kill-leader", kill_leader, 1.5, is_on_leader=True),
+        Kind("kill-leader", kill_leader, 1.5, is_on_leader=True, faults_per_minute=10),
         Kind("kill-all", kill_all, 0.2),
-        Kind("pause-leader", pause_leader, LEASE_S + 0.5, is_on_leader=True),
-        Kind("pause-follower", pause_follower, LEASE_S + 0.5),
-        Kind("partition-leader", partition_leader, 3.5, needs_network=True, is_on_leader=True),
-        Kind("partition-halves", partition_halves, 3.5, needs_network=True),
-        Kind("one-way", one_way, 3.5, needs_network=True),
-        Kind("bridge", bridge, 3.5, needs_network=True),
-        Kind("ring", ring, 3.5, needs_network=True),
-        Kind("loss-delay", loss_delay, 4.0, needs_network=True, is_switched=True),
-        Kind("disk-full", disk_full, 3.0, needs_small_disks=True),
-        Kind("eio-write", eio_write, 2.0, is_preloaded=True),
-        Kind("eio-sync", eio_sync, 2.0, is_preloaded=True),
-        Kind("power-loss-all", power_loss_all, 0.0, is_preloaded=True, logs_writes=True),
+        Kind("pause-leader", pause_leader, PAUSE_S, is_on_leader=True, faults_per_minute=10),
+        Kind(
+            "partition-leader",
+            partition_leader,
+            CUT_S,
+            needs_network=True,
+            is_on_leader=True,
+            faults_per_minute=10,
+        ),
+        Kind("one-way", one_way, LONG_S, needs_network=True, needs_progress=True),
+        Kind("bridge", bridge, LONG_S, needs_network=True, needs_progress=True),
+        Kind(
+            "loss-delay",
+            loss_delay,
+            LONG_S,
+            needs_network=True,
+            is_switched=True,
+            needs_progress=True,
+        ),
+        Kind(
+            "power-loss-all",
+            power_loss_all,
+            0.0,
+            is_preloaded=True,
+            logs_writes=True,
+            faults_per_minute=10,
+        ),
         Kind("clock-jump", clock_jump, 3.0, is_preloaded=True),
         Kind("clock-drift", clock_drift, 4.0, is_preloaded=True),
+        Kind("disk-full", disk_full, 3.0, needs_small_disks=True),
+        Kind("eio-sync", eio_sync, 2.0, is_preloaded=True),
+        Kind("eio-write", eio_write, 2.0, is_preloaded=True),
+        Kind("hand-over", hand_over, 3 * LEASE_S, faults_per_minute=6),
+        Kind("kill-one", kill_one, 1.5, is_on_follower=True, faults_per_minute=7),
         Kind("mixed", mixed, 0.0, needs_network=True, is_preloaded=True, logs_writes=True),
         Kind("damage", damage, 1.0),
+        Kind("partition-halves", partition_halves, CUT_S, needs_network=True),
+        Kind("ring", ring, CUT_S, needs_network=True),
+        Kind("pause-follower", pause_follower, PAUSE_S, is_on_follower=True),
         Kind("rolled-back", rolled_back, 0.0, is_proof=True),
-        Kind("hand-over", hand_over, 3 * LEASE_S),
     )
 }
 

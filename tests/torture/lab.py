@@ -202,6 +202,11 @@ class Lab:
             self.network._process.wait()
 
 
+def is_entered() -> bool:
+    """Whether this process is what `enter` has started, or was told not to."""
+    return INSIDE in os.environ
+
+
 def is_inside() -> bool:
     return os.environ.get(INSIDE) == "inside"
 

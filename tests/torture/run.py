@@ -5,32 +5,28 @@ from __future__ import annotations
 import contextlib
 import random
 import statistics
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tests.e2e.mesh_process import ROOT, LocalMesh, NotInTime, Site, wait_for
+from tests.e2e.mesh_process import LocalMesh, NotInTime, Site, wait_for
 from tests.faultlib.build import NoCompiler, library
 from tests.faultlib.control import Faults
 from tests.faultlib.powerloss import begin
-from tests.torture import lab, verdict
+from tests.torture import bars, host, lab, verdict
+from tests.torture.bars import FAULTS_MIN, RATE_MIN_PER_S, WINDOW_S
 from tests.torture.history import History, now_ns
 from tests.torture.kinds import Kind, Scene, Wound, wait_well
 from tests.torture.lab import Lab, SmallDisk
 from tests.torture.load import CLIENTS_PER_NODE, Load, Wish
 
 PERIOD_S = 5.0
-FAULTS_MIN = 5
-RATE_MIN_PER_S = 50.0
 RATE_WINDOW_S = 2.0
 WARM_UP_S = 2.0
 RATE_WAIT_S = 20.0
 WRITE_S = 30.0
-PROGRESS_S_MAX = 10.0  # a write is acknowledged in every window of so long
 SMALL_DISK_BYTES = 48 << 20
 RUN_S_MIN = 120.0  # however short a run is to be, it may take so long for its faults
 COMPACT_OFTEN = ("--compact-entries", "300", "--keep-entries", "100", "--segment-bytes", "65536")
@@ -61,18 +57,25 @@ class Fault:
     victims: str
     at_s: float
     rate_before_per_s: float
-    write_gap_s: float
+    write_gap_s: float  # until all is mended and a write has succeeded
+    loss_gap_s: float  # until the mending began
     writable_after_s: float
 
 
 @dataclass
 class Report:
-    """What came of a run. `faults` that count: with load before them."""
+    """What came of a run. `faults` that count: with load before them.
+
+    The longest gap and the emptiest window are of all the time from the first fault to the end of
+    the last; no window: that was shorter than one.
+    """
 
     kind: str
     seed: int
     commit: str
     place: str
+    seconds_asked: float = 0.0
+    machine: dict[str, object] = field(default_factory=dict)
     seconds: float = 0.0
     faults: list[Fault] = field(default_factory=list)
     operation_count: int = 0
@@ -83,6 +86,8 @@ class Report:
     late_refused_count: int = 0
     lost: int = 0
     double_effects: int = 0
+    longest_gap_s: float = 0.0
+    fewest_writes_in_window: int | None = None
     linearizable: str = ""
     digests_equal_s: float | None = None
     violations: list[str] = field(default_factory=list)
@@ -111,7 +116,20 @@ class Report:
             "write_gap_median_s": round(statistics.median(gaps), 3),
             "write_gap_max_s": round(max(gaps), 3),
             "exit_code": self.exit_code,
+            "bars": [asdict(bar) for bar in self.held_to()],
         }
+
+    def held_to(self) -> list[bars.Bar]:
+        """What it was held to, bar by bar."""
+        return bars.of_run(asdict(self))
+
+    def hold_to_bars(self) -> None:
+        """Take every bar that was missed for what it is: a violation, or a run without worth."""
+        missed = [bar for bar in self.held_to() if not bar.is_held]
+        worthless = [str(bar) for bar in missed if bar.counts_only]
+        self.violations += [str(bar) for bar in missed if not bar.counts_only]
+        if worthless and not self.uncounted:
+            self.uncounted = "; ".join(worthless)
 
 
 def torture(order: Order) -> Report:
@@ -121,7 +139,9 @@ def torture(order: Order) -> Report:
         _folder(order) as root,
         History(order.history) as history,
     ):
-        report = Report(order.kind.name, order.seed, commit(), place.network.words)
+        report = Report(order.kind.name, order.seed, host.commit(), place.network.words)
+        report.seconds_asked = order.seconds
+        report.machine = host.describe(root)
         options = COMPACT_OFTEN if order.compacts_often else ()
         check_host(order.kind, place)
         faults = _faults(root, order)
@@ -149,6 +169,7 @@ def torture(order: Order) -> Report:
                 place.network.heal()
                 load.stop()
             _judge_stopped(mesh, load, history, report)
+    report.hold_to_bars()
     return report
 
 
@@ -161,11 +182,13 @@ class Conduct:
         self._history = history
         self._report = report
         self._began_s = time.monotonic()
+        self._faults_min = bars.faults_min(order.kind, seconds=order.seconds)
 
     def run(self) -> float:
         """Do them all. When the last one was mended (monotonic s)."""
         mended_s = time.monotonic()
         pause(WARM_UP_S)
+        first_ns = now_ns()
         while not self._is_over():
             began_s = time.monotonic()
             rate_per_s = self._wait_load()
@@ -177,6 +200,8 @@ class Conduct:
             pause(began_s + PERIOD_S - time.monotonic())
         report = self._report
         report.seconds = round(time.monotonic() - self._began_s, 1)
+        report.longest_gap_s = round(self._history.write_gap_s(first_ns, now_ns()), 3)
+        report.fewest_writes_in_window = self._history.fewest_writes(first_ns, now_ns(), WINDOW_S)
         if len(report.faults) < FAULTS_MIN and not report.uncounted:
             report.uncounted = f"{len(report.faults)} faults, at least {FAULTS_MIN} count"
         return mended_s
@@ -185,7 +210,7 @@ class Conduct:
         elapsed_s = time.monotonic() - self._began_s
         if elapsed_s >= max(3 * self._order.seconds, RUN_S_MIN):
             return True
-        return elapsed_s >= self._order.seconds and len(self._report.faults) >= FAULTS_MIN
+        return elapsed_s >= self._order.seconds and len(self._report.faults) >= self._faults_min
 
     def _wait_load(self) -> float | None:
         """The rate of acknowledged operations once it is enough; None: it never is."""
@@ -214,6 +239,7 @@ class Conduct:
         pause(self._order.kind.held_s if wound.held_s is None else wound.held_s)
         if wound.is_dark:
             began_ns = now_ns()
+        loss_gap_s = self._gap_s(wound, began_ns)
         try:
             wound.mend()
         except AssertionError as error:
@@ -227,11 +253,12 @@ class Conduct:
             at_s=round(began_ns / 1e9 - self._began_s, 2),
             rate_before_per_s=round(rate_per_s, 1),
             write_gap_s=round(self._gap_s(wound, began_ns), 3),
+            loss_gap_s=round(loss_gap_s, 3),
             writable_after_s=round(writable_s - mended_s, 2),
         )
         say(f"  write gap {fault.write_gap_s:.2f} s, writable {fault.writable_after_s:.1f} s after")
         self._report.faults.append(fault)
-        if self._order.kind.needs_network and fault.write_gap_s > PROGRESS_S_MAX:
+        if self._order.kind.needs_network and fault.write_gap_s > WINDOW_S:
             self._report.violations.append(
                 f"no write for {fault.write_gap_s:.1f} s: {wound.victims}"
             )
@@ -269,12 +296,6 @@ def check_host(kind: Kind, place: Lab) -> None:
             raise lab.NoLab(f"{kind.name} needs the fault library: {error}") from error
 
 
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -290,8 +311,8 @@ def _folder(order: Order) -> Iterator[Path]:
         order.keep.mkdir(parents=True)
         yield order.keep.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="qt-") as folder:
-        yield Path(folder)
+    with host.folder_of_a_run() as folder:
+        yield folder
 
 
 def _names(order: Order) -> list[str]:

@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.mesh_process import ROOT
+from tests.torture.bars import FAULTS_MIN, RATE_MIN_PER_S
 from tests.torture.kinds import KINDS
-from tests.torture.report import run_all, summary
-from tests.torture.run import FAULTS_MIN, RATE_MIN_PER_S
 
 SECONDS = 30
 GAP_S_MAX = 5.0
@@ -133,19 +132,3 @@ def test_a_kind_that_needs_a_network_is_refused_without_one(tmp_path: Path) -> N
 
     assert done.returncode == 2
     assert "needs network namespaces: switched off" in done.stderr
-
-
-def test_a_summary_counts_every_run_and_hides_no_broken_one(tmp_path: Path) -> None:
-    fault = {"write_gap_s": 0.5, "rate_before_per_s": 80.0}
-    good = {
-        **{"kind": "ring", "seed": 1, "exit_code": 0, "faults": [fault, fault], "lost": 0},
-        **{"double_effects": 0, "late_refused_count": 3, "digests_equal_s": 1.5},
-    }
-    broken = {**good, "seed": 2, "exit_code": 1, "lost": 2, "digests_equal_s": None}
-    lines = [json.dumps(one) for one in (good, broken)]
-    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
-
-    row = summary(tmp_path).splitlines()[1].split()
-
-    assert row[:7] == ["ring", "2", "1", "4", "80", "80", "2"]
-    assert run_all(["ring"], [1, 2], seconds=60, out=tmp_path) == 0, "nothing is left to run"
