@@ -54,3 +54,5 @@ class Ports:
     rng: random.Random
     incarnation: int
     disk: Disk = field(default_factory=Disk)
+    # Of the journal, so that they wait for no other work; None: they run in the background too.
+    syncs: Background | None = None

@@ -91,7 +91,7 @@ class Core:
         return open_journal(
             self._directory,
             self.ledger,
-            background=self._ports.background,
+            background=self._ports.syncs or self._ports.background,
             segment_bytes_max=self.config.segment_bytes_max,
             installed_index=self._directory.installed_index(self._path),
         )

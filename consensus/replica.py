@@ -36,7 +36,9 @@ class Replica:
         self._waiter_ids = itertools.count()
         self._barrier: asyncio.Task[int] | None = None
         background = _Guarded(ports.background, self._break)
-        self.core = Core(config, replace(ports, background=background), on_wake=self._wake)
+        syncs = _Guarded(ports.syncs or ports.background, self._break)
+        guarded = replace(ports, background=background, syncs=syncs)
+        self.core = Core(config, guarded, on_wake=self._wake)
         self.core.observe(self)
 
     @property

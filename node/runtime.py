@@ -52,7 +52,7 @@ from node.logs import set_up_logs
 from node.notices import Notices
 from node.server import Health, Servicers, serving, socket_path
 from node.supervisor import Supervisor, WorkerSpec
-from node.system import SystemClock, ThreadBackground, loop_factory, run_on
+from node.system import BACKGROUND_THREADS, SystemClock, ThreadBackground, loop_factory, run_on
 
 FOLLOW_MS = 200
 SETTLE_MS_MAX = 1_000
@@ -144,7 +144,9 @@ class _Node:
         self._stopping = asyncio.Event()
         self._noted: dict[str, str] = {}  # the members, as the folder has them
         self._clock = SystemClock()
-        self._background = ThreadBackground()
+        self._background = ThreadBackground("background", threads=BACKGROUND_THREADS)
+        # A thread of its own, so that what is acknowledged waits for no copy and no checkpoint.
+        self._syncs = ThreadBackground("syncs", threads=1)
         rng = random.Random(secrets.randbits(64))
         self.link = GrpcLink(
             identity.node_id, booted.credentials, address=identity.address, rng=rng
@@ -155,6 +157,7 @@ class _Node:
             background=self._background,
             rng=rng,
             incarnation=secrets.randbits(64) | 1,
+            syncs=self._syncs,
         )
         self.replica = Replica(_replica_config(config, booted), ports)
         self.feed, self.health = Feed(), Health()
@@ -215,6 +218,7 @@ class _Node:
             finally:
                 self.reads.close()
                 self._background.close()
+                self._syncs.close()
         _print("stopped")
 
     def stop(self) -> None:

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from node.config import ConfigError, Loop
 
-# One that syncs, one that checkpoints, one that copies, one that checks and one that removes what is
-# large, so that no sync waits for any of these.
-THREADS = 5
+# One that checkpoints, one that copies, one that checks and one that removes what is large.
+BACKGROUND_THREADS = 4
 
 Result = TypeVar("Result")
 
@@ -31,9 +30,9 @@ class SystemClock:
 class ThreadBackground:
     """Runs blocking work in threads, and tells its end on the loop that it was made on."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, *, threads: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="background")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         """Run `work` off the loop, then `done` on it, with what it raised or None."""

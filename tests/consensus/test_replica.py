@@ -15,9 +15,10 @@ from quorumesh.v1.ledger_pb2 import Bootstrap
 from quorumesh.v1.peer_pb2 import Frame
 
 from consensus.core import Ports, ReplicaConfig
+from consensus.engine.disk import Disk
 from consensus.errors import ChangeRefused, Refusal, Unavailable
 from consensus.ledger import Applied
-from consensus.ports import LinkHandler
+from consensus.ports import Background, LinkHandler
 from consensus.replica import REVISION_WAITERS_MAX, Replica
 from tests.consensus.test_cores import submit
 
@@ -49,12 +50,36 @@ class Alone:
         asyncio.get_running_loop().call_soon(act)
 
 
+class Held:
+    """Threads that are all busy with what takes long: what they are given waits."""
+
+    def run(
+        self, work: Callable[[], None], done: Callable[[BaseException | None], None]
+    ) -> None: ...
+
+
+class BuggyDisk(Disk):
+    """A disk whose class, once told to, has a bug in how it opens files."""
+
+    is_buggy = False
+
+    def open_append(self, path: Path) -> int:
+        if self.is_buggy:
+            raise RuntimeError("a bug")
+        return super().open_append(path)
+
+
 @asynccontextmanager
-async def running(tmp_path: Path) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
+async def running(
+    tmp_path: Path, *, background: Background | None = None, disk: Disk | None = None
+) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
     world = Alone()
     founding = Bootstrap(mesh_id="m", node_id="n1", address="n1")
-    config = ReplicaConfig(node_id="n1", address="n1", root=tmp_path, founding=founding)
-    replica = Replica(config, Ports(world, world, world, random.Random(1), 7))
+    config = ReplicaConfig(
+        node_id="n1", address="n1", root=tmp_path, founding=founding, segment_bytes_max=4_096
+    )
+    ports = Ports(world, world, background or world, random.Random(1), 7, disk or Disk(), world)
+    replica = Replica(config, ports)
     task = asyncio.ensure_future(replica.run())
     try:
         await replica.propose([submit(1)], timeout_ms=5_000)
@@ -203,3 +228,30 @@ def test_a_barrier_that_fails_when_its_readers_are_gone_is_no_unheard_error(
     asyncio.run(scenario())
 
     assert unheard == []
+
+
+def test_what_is_written_waits_for_no_long_work_in_the_background(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, background=Held()) as (replica, _):
+            for number in range(2, 12):
+                await replica.propose([submit(number)], timeout_ms=5_000)
+            assert replica.reader.counts().task_count == 11
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_at_the_end_of_a_sync_ends_the_replica(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        disk = BuggyDisk()
+        async with running(tmp_path, disk=disk) as (replica, task):
+            disk.is_buggy = True
+            asks = [
+                asyncio.ensure_future(replica.propose([submit(number)], timeout_ms=5_000))
+                for number in range(2, 402)
+            ]
+            async with asyncio.timeout(5):
+                with pytest.raises(RuntimeError, match="a bug"):
+                    await task
+            await asyncio.gather(*asks, return_exceptions=True)
+
+    asyncio.run(scenario())
