@@ -289,7 +289,8 @@ class Core:
         self.proposals.expire(now_ms)
         self.autopilot.turn()
         self.compaction.turn()
-        self._take_out_if_wrong(self.scrubbing.turn() or self.engine.damage)
+        found = self.scrubbing.turn() or self.engine.damage or self.snapshots.damage
+        self._take_out_if_wrong(found)
         has_more = self.engine.has_committed() and not self.compaction.holds_apply
         if has_more and self._storage.may_apply():
             self._apply_due = True

@@ -63,8 +63,8 @@ class Incoming:
 class Snapshots:
     """The engine's source and sink of ledger copies.
 
-    `damage` says what is wrong with this node's own ledger, once a copy of it has shown that; from
-    then on no copy is made of it, until another ledger is installed.
+    `damage` says what is wrong with this node's own ledger, once a copy of it has shown that: the
+    node must go out of service. No copy is made of it any more, until another ledger is installed.
     """
 
     def __init__(

@@ -129,17 +129,53 @@ def damage_pages(path: Path) -> None:
         file.write(b"\xa5" * 4_096)
 
 
-def test_a_damaged_ledger_is_not_sent_to_anybody_and_another_node_leads(tmp_path: Path) -> None:
+def test_a_damaged_ledger_is_not_sent_and_its_node_ends_and_another_leads(tmp_path: Path) -> None:
     cluster, away, leader = one_away(tmp_path)
+    name = leader.config.node_id
     damage_pages(leader.ledger_path)
 
     returned = cluster.start(away)
-    cluster.world.run(lambda: bool(leader.snapshots.damage))
-    cluster.world.run(lambda: cluster.wait_leader() is not leader, ms_max=60_000)
-    cluster.world.run(lambda: returned.snapshots.installed_count == 1, ms_max=60_000)
+    with pytest.raises(Damaged, match="damaged"):
+        cluster.world.run(lambda: False)
 
-    assert "damaged" in leader.trouble and not leader.view().writable
-    assert leader.snapshots.latest() is None
+    assert leader.diverged and (leader.config.root / "DIVERGED").exists()
+    assert leader.snapshots.latest() is None and not leader.view().writable
+    cluster.kill(name)
+    cluster.world.run(lambda: returned.snapshots.installed_count == 1, ms_max=60_000)
+    cluster.world.run(cluster.agree)
+    assert holds_all(cluster, WRITTEN)
+    with pytest.raises(Damaged, match="out of service"):
+        cluster.start(name)
+
+
+def test_a_copy_that_is_installed_ends_the_damage_of_the_ledger_before_it(tmp_path: Path) -> None:
+    directory = LedgerDirectory(tmp_path / "here")
+    path = directory.prepare()
+    Ledger.open(str(path)).close()
+    damage_pages(path)
+    installed: list[int] = []
+    snapshots = Snapshots(
+        directory,
+        background=AtOnce(),
+        ledger_path=lambda: path,
+        replace=lambda copy, index: installed.append(index),
+    )
+    snapshots.request()
+    assert snapshots.damage
+    (tmp_path / "there").mkdir()
+    _, copy = made(tmp_path / "there")
+    chunk = SnapshotChunk(
+        index=copy.index,
+        entry_term=copy.term,
+        data=copy.read(0, copy.bytes_total),
+        total_bytes=copy.bytes_total,
+        digest=copy.digest,
+    )
+
+    assert snapshots.receive(chunk) == copy.bytes_total
+    snapshots.install(copy.index, copy.term)
+
+    assert installed == [copy.index] and snapshots.damage == ""
 
 
 class Spoiler(Disk):
