@@ -1,4 +1,4 @@
-"""Feed hostile inputs: `python -m tests.hostile --inputs 1000000 [--kind K]… [--jobs N]`."""
+"""Feed hostile inputs: `python -m tests.hostile --inputs 1000000 [--kind K]… [--jobs N] [--out DIR]`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 from tests.hostile.kinds import KINDS
-from tests.hostile.running import Broken, run_kind
+from tests.hostile.results import Result, commit_here, load, report
+from tests.hostile.running import Broken, Tally, run_kind
 
 
 def main() -> int:
@@ -19,22 +22,58 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="kinds at a time, a process each")
     parser.add_argument("--round", type=int, help="only this round, to see a failure again")
+    parser.add_argument("--out", type=Path, help="keep what was found here, and go on from it")
+    parser.add_argument("--report", type=Path, help="only show what was found there")
     options = parser.parse_args()
-    kinds = options.kind or list(KINDS)
+    if options.report is not None:
+        return _report(options.report)
+    # Cheap ones first: most is known soon.
+    kinds = options.kind or sorted(KINDS, key=lambda name: KINDS[name].is_costly)
     if len(kinds) > 1:
         return _run_each(kinds, options)
     logging.disable()  # what is refused is often worth a line; here it is the rule
-    kind = KINDS[kinds[0]]
-    first = options.round or 0
-    inputs = options.inputs if options.round is None else kind.round_inputs
+    if options.round is not None:
+        return _run_round(kinds[0], options.seed, options.round)
+    return _run_one(kinds[0], options)
+
+
+def _run_one(kind: str, options: argparse.Namespace) -> int:
+    found = load(options.out, kind) if options.out is not None else None
+    if found is not None and found.has_held(inputs=options.inputs, seed=options.seed):
+        return 0
+    is_same = found is not None and found.seed == options.seed and not found.broken
+    start = found.tally if found is not None and is_same else Tally(kind)
+    result = Result(start, options.inputs, options.seed, commit_here())
+
+    def keep(tally: Tally, broken: str = "") -> None:
+        nonlocal result
+        result = replace(result, tally=tally, broken=broken)
+        if options.out is not None:
+            result.save(options.out)
+
+    def told(tally: Tally) -> None:
+        keep(tally)
+        print(f"{kind}: {tally.inputs:,} of {options.inputs:,}", file=sys.stderr, flush=True)
+
     try:
-        tally = run_kind(kind, inputs=inputs, seed=options.seed, first_round=first, told=_tell)
+        tally = run_kind(
+            KINDS[kind], inputs=options.inputs, seed=options.seed, after=start, told=told
+        )
     except Broken as broken:
         print(f"BROKEN {broken}", flush=True)
-        if options.round is not None:
-            raise
+        keep(result.tally, str(broken))
         return 1
+    keep(tally)
     print(tally, flush=True)
+    return 0
+
+
+def _run_round(kind: str, seed: int, number: int) -> int:
+    """One round, so that a failure is seen again, with where it comes from."""
+    round_inputs = KINDS[kind].round_inputs
+    print(
+        run_kind(KINDS[kind], inputs=round_inputs, seed=seed, after=Tally(kind, round_count=number))
+    )
     return 0
 
 
@@ -44,6 +83,8 @@ def _run_each(kinds: list[str], options: argparse.Namespace) -> int:
     def run(kind: str) -> int:
         command = [sys.executable, "-m", "tests.hostile", "--kind", kind]
         command += ["--inputs", str(options.inputs), "--seed", str(options.seed)]
+        if options.out is not None:
+            command += ["--out", str(options.out)]
         return subprocess.run(command, check=False).returncode
 
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -53,8 +94,10 @@ def _run_each(kinds: list[str], options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _report(folder: Path) -> int:
+    results = [found for kind in KINDS if (found := load(folder, kind)) is not None]
+    print("\n".join(report(results)))
+    return 1 if any(result.broken for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tests.hostile.mesh_of_one import Node, copy_of_template, honest_commands
 from tests.hostile.running import Kind
 
 TURNS = 6
+NODE_EVERY_INPUTS = 50
 
 
 class Copied:
@@ -25,6 +26,7 @@ class Copied:
 
     def __init__(self, rng: Random, folder: Path) -> None:
         self._rng, self._folder, self._number = rng, folder, 0
+        self._node: Node | None = None
         ahead = Node(copy_of_template(folder, -1), rng)
         assert ahead.lead()
         ahead.propose(*honest_commands()[-2:])
@@ -38,19 +40,26 @@ class Copied:
     def feed(self, given: object) -> bool:
         assert isinstance(given, bytes)
         self._number += 1
-        root = copy_of_template(self._folder, self._number)
-        node = Node(root, self._rng)
+        node = self._node or Node(copy_of_template(self._folder, self._number), self._rng)
+        self._node = None
+        is_refused = False
         try:
-            return self._send(node, given)
+            is_refused = not self._send(node, given)
         except Damaged:
             # Found only as it was read: the node takes itself out, as with a disk that decays.
             return False
         finally:
-            node.core.close()
-            shutil.rmtree(root)
+            # One that threw a copy away is as it was before, and is sent the next.
+            if is_refused and self._number % NODE_EVERY_INPUTS:
+                self._node = node
+            else:
+                node.core.close()
+                shutil.rmtree(node.core.config.root)
+        return not is_refused
 
     def _send(self, node: Node, data: bytes) -> bool:
-        node.follow()
+        if node.core.engine.leader_id != "n2":
+            node.follow()
         engine, before = node.core.engine, node.core.applied_index
         digest = hashlib.sha256(data).digest()
         for offset in range(0, len(data), CHUNK_BYTES_MAX):
@@ -76,7 +85,17 @@ class Copied:
         shutil.rmtree(self._folder / "state-0")
 
     def close(self) -> None:
-        pass
+        if self._node is not None:
+            self._node.core.close()
 
 
-KINDS = (Kind("copy-of-ledger", Copied, round_inputs=300, check_every_inputs=300, ci_inputs=30),)
+KINDS = (
+    Kind(
+        "copy-of-ledger",
+        Copied,
+        round_inputs=300,
+        check_every_inputs=300,
+        ci_inputs=30,
+        is_costly=True,
+    ),
+)

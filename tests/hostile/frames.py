@@ -6,6 +6,7 @@ make a node fail, forget or contradict what was committed, or grow without bound
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -101,6 +102,8 @@ class Hostile:
             # Documented: who is told to apply what it does not know, or to cut what is committed,
             # or is outvoted by a scrub, stops.
             self.stops += 1
+            core.close()
+            shutil.rmtree(core.config.root)
             self._node = self._start()
             return False
         self._look()

@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Protocol
 
 RSS_GROWTH_BYTES_MAX = 96 << 20
 SHOWN_BYTES_MAX = 2_000
+TOLD_EVERY_S = 10
 # What runs or revives code. None of it may happen while an input is looked at.
 FORBIDDEN_EVENTS = frozenset(
     (
@@ -54,19 +55,21 @@ class Kind:
     check_every_inputs: int = 200
     ci_inputs: int = 2_000
     inputs_per_feed: int = 1
+    is_costly: bool = False  # an input takes a millisecond or so: these come last
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What became of the inputs of one kind."""
+    """What became of the inputs of one kind, so far."""
 
     kind: str
-    inputs: int
-    seconds: float
-    cpu_seconds: float
-    accepted: int
-    refused: int
-    rss_growth_bytes: int  # of the peak, since the end of the first round
+    inputs: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    accepted: int = 0
+    refused: int = 0
+    rss_growth_bytes: int = 0  # of the peak, since the end of the first round of each process
+    round_count: int = 0  # the next round is the one of this number
 
     def __str__(self) -> str:
         cpu_us = self.cpu_seconds / max(1, self.inputs) * 1e6
@@ -114,32 +117,44 @@ def run_kind(
     *,
     inputs: int,
     seed: int,
-    first_round: int = 0,
-    told: Callable[[str], None] = lambda line: None,
+    after: Tally | None = None,
+    told: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
-    """Feed so many inputs. Raises Broken at the first one that does what none may."""
+    """Feed inputs until there were so many. Raises Broken at the first that does what none may.
+
+    `after` is what an earlier run has told; this one goes on from there.
+    """
     _hook()
-    done = accepted = 0
-    number, base_bytes, peak_bytes = first_round, 0, 0
+    tally = before = after or Tally(kind.name)
+    base_bytes = 0
     began_s = told_s = time.monotonic()
     began_cpu_s = time.process_time()
-    while done < inputs:
-        count = min(kind.round_inputs, inputs - done)
-        accepted += _run_round(kind, seed, number, count)
-        done, number = done + count, number + 1
-        if number == first_round + 1:
+    while tally.inputs < inputs:
+        count = min(kind.round_inputs, inputs - tally.inputs)
+        accepted = _run_round(kind, seed, tally.round_count, count)
+        if not base_bytes:
             gc.collect()
             base_bytes = _reset_peak_bytes()
-        peak_bytes = max(peak_bytes, _peak_bytes())
-        if peak_bytes - base_bytes > RSS_GROWTH_BYTES_MAX:
-            raise Broken(f"{kind.name} grew to {peak_bytes:,} bytes by round {number} of {seed}")
-        if time.monotonic() - told_s > 10:
-            told_s = time.monotonic()
-            told(f"{kind.name}: {done:,} of {inputs:,} after {told_s - began_s:.0f} s")
-    seconds, cpu_seconds = time.monotonic() - began_s, time.process_time() - began_cpu_s
-    grown_bytes = max(0, peak_bytes - base_bytes)
-    refused = done - accepted
-    return Tally(kind.name, done, seconds, cpu_seconds, accepted, refused, grown_bytes)
+        now_s, grown_bytes = time.monotonic(), _peak_bytes() - base_bytes
+        tally = replace(
+            tally,
+            inputs=tally.inputs + count,
+            seconds=before.seconds + now_s - began_s,
+            cpu_seconds=before.cpu_seconds + time.process_time() - began_cpu_s,
+            accepted=tally.accepted + accepted,
+            refused=tally.refused + count - accepted,
+            rss_growth_bytes=max(tally.rss_growth_bytes, grown_bytes),
+            round_count=tally.round_count + 1,
+        )
+        if grown_bytes > RSS_GROWTH_BYTES_MAX:
+            raise Broken(
+                f"{kind.name} grew by {grown_bytes:,} bytes by round {tally.round_count - 1} of "
+                f"seed {seed}"
+            )
+        if now_s - told_s > TOLD_EVERY_S:
+            told_s = now_s
+            told(tally)
+    return tally
 
 
 def _run_round(kind: Kind, seed: int, number: int, count: int) -> int:
@@ -178,10 +193,17 @@ def _run_round(kind: Kind, seed: int, number: int, count: int) -> int:
 
 
 def _shown(given: object) -> str:
+    text = repr(_plain(given)) if isinstance(given, list) else str(_plain(given))
+    return text if len(text) <= SHOWN_BYTES_MAX else f"{text[:SHOWN_BYTES_MAX]}… ({len(text)})"
+
+
+def _plain(given: object) -> object:
+    """Bytes and messages as hexadecimal digits."""
+    if isinstance(given, list | tuple):
+        return [_plain(one) for one in given]
     serialize = getattr(given, "SerializeToString", None)
     data = serialize() if serialize is not None else given
-    text = data.hex() if isinstance(data, bytes) else repr(data)
-    return text if len(text) <= SHOWN_BYTES_MAX else f"{text[:SHOWN_BYTES_MAX]}… ({len(text)})"
+    return data.hex() if isinstance(data, bytes) else data
 
 
 def _memory_folder() -> str | None:

@@ -44,10 +44,13 @@ from tests.hostile.mesh_of_one import SPECS, honest_commands
 from tests.hostile.mutating import HONEST_SHARE, bend, lie
 from tests.hostile.papers import authority
 from tests.hostile.running import Kind, Target
+from tests.hostile.skipping import SkippingLoop
 
 RAW_SHARE = 0.25
 ANSWER_S_MAX = 20.0
 CALL_S = 0.05  # what a call may wait: some wait for what never comes
+CALLS_AT_A_TIME = 32
+STREAMS_AT_A_TIME, STREAM_MESSAGES = 8, 4
 REPLIES_MAX = 4
 TASK, ENDED_TASK = b"task1", b"task2"
 
@@ -117,20 +120,19 @@ class Served:
 
     def __init__(self, rng: Random, folder: Path) -> None:
         self.rng = rng
-        self.loop = asyncio.new_event_loop()
+        self.loop = SkippingLoop(self.is_busy)
         asyncio.set_event_loop(self.loop)
         founding = Bootstrap(
             mesh_id="m", node_id="n1", name="one", address="h:1", apply_version_max=1
         )
         config = ReplicaConfig("n1", "h:1", folder / "state", founding=founding, scrub_ms=0)
-        clock = SystemClock()
-        ports = Ports(NoLink(), clock, Soon(), rng, incarnation=7)
+        ports = Ports(NoLink(), self.loop, Soon(), rng, incarnation=7)
         self.replica = Replica(config, ports)
         self.news, self.reads = Feed(), LongReads(lambda: self.replica.core.ledger_path)
         self.sessions = Sessions(
             self.replica,
             lease_ms=LEASE_MS,
-            monotonic_ms=clock.monotonic_ms,
+            monotonic_ms=self.loop.monotonic_ms,
             on_progress=self.news.soft,
         )
         self.replica.subscribe(self.news)
@@ -142,6 +144,10 @@ class Served:
         ]
         for command in (*honest_commands(), Command(cancel=Cancel(task_id=ENDED_TASK))):
             self.run(self.replica.propose([command], timeout_ms=10_000))
+
+    def is_busy(self) -> bool:
+        """Whether time must pass, because somebody else is at work."""
+        return self.reads._waiting_count > 0
 
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, ANSWER_S_MAX))
@@ -166,16 +172,24 @@ class Called(Served):
     """Calls one method with hostile requests, behind the guard that real calls go through."""
 
     def __init__(self, name: str, honest: Message, rng: Random, folder: Path) -> None:
-        super().__init__(rng, folder)
         self._honest = honest
+        super().__init__(rng, folder)
         service, method = name.split("/")
         behavior = getattr(self._service(service), method)
         is_stream = method in ("Watch",)
         wrap = guard._streaming if is_stream else guard._answering
         self._answer = wrap(behavior, f"/quorumesh.v1.{name}")
         self._principal = "node:n2" if method == "Entries" else "client:c"
-        if isinstance(honest, mesh_pb2.JoinRequest):
-            self._honest = self._invite(honest)
+        if self._is_join:
+            self._honest = self._invite(honest)  # type: ignore[arg-type]
+
+    @property
+    def _is_join(self) -> bool:
+        return isinstance(self._honest, mesh_pb2.JoinRequest)
+
+    def is_busy(self) -> bool:
+        """Hosts that would join are dialled, and their tokens are not to lapse."""
+        return self._is_join or super().is_busy()
 
     def _invite(self, request: mesh_pb2.JoinRequest) -> mesh_pb2.JoinRequest:
         """The request of a host that has a token and that answers when it is dialled."""
@@ -208,10 +222,14 @@ class Called(Served):
         return MeshService(self.replica, roster, self.proposer, joining, about, reads=self.reads)
 
     def make(self, rng: Random) -> object:
+        """Requests that come at the same time."""
+        return [self._request(rng) for _ in range(CALLS_AT_A_TIME)]
+
+    def _request(self, rng: Random) -> Message | bytes:
         if rng.random() < HONEST_SHARE:
             return self._honest
         # A bent address is one that somebody might have: none but this machine's is dialled.
-        if rng.random() < RAW_SHARE and not isinstance(self._honest, mesh_pb2.JoinRequest):
+        if rng.random() < RAW_SHARE and not self._is_join:
             return bend(rng, self._honest.SerializeToString())
         core = self.replica.core
         return lie(rng, self._honest, [core.applied_index, core.ledger.counted_ms])
@@ -223,28 +241,43 @@ class Called(Served):
                 await self._answer(request, Context(self._principal))
 
     def feed(self, given: object) -> int:
+        assert isinstance(given, list)
+        requests = [request for one in given if (request := self._decoded(one)) is not None]
+        return sum(self.run(self._answer_all(requests)))
+
+    def _decoded(self, given: Message | bytes) -> Message | None:
         try:
-            request = type(self._honest).FromString(given) if isinstance(given, bytes) else given
+            return type(self._honest).FromString(given) if isinstance(given, bytes) else given
         except DecodeError:
-            return 0
-        assert isinstance(request, Message)
+            return None
+
+    async def _answer_all(self, requests: list[Message]) -> list[bool]:
+        return await asyncio.gather(*(self._is_answered(request) for request in requests))
+
+    async def _is_answered(self, request: Message) -> bool:
         try:
-            self.run(self.answer(request))
+            await self.answer(request)
         except Aborted:
-            return 0
-        return 1
+            return False
+        return True
 
 
 class Worked(Served):
-    """Worker streams: an honest hello or a hostile one, then messages that lie."""
+    """Worker streams at the same time: an honest hello or a hostile one, then messages that lie."""
 
     def __init__(self, rng: Random, folder: Path) -> None:
         super().__init__(rng, folder)
         self._service = WorkersService(self.sessions, node_id="n1")
 
     def make(self, rng: Random) -> object:
+        held = [key for seat in self.sessions._seats.values() for key in seat.held]
+        near = [number for key in held for number in key]
+        return [self._stream(rng, near) for _ in range(STREAMS_AT_A_TIME)]
+
+    def _stream(self, rng: Random, near: list[int]) -> list[Message]:
+        session = bytes([rng.randrange(STREAMS_AT_A_TIME)]) * 16
         hello = workers.FromWorker(
-            hello=workers.WorkerHello(session=b"s" * 16, name="w", skills=["s", "s2"], slots=4)
+            hello=workers.WorkerHello(session=session, name="w", skills=["s", "s2"], slots=4)
         )
         if rng.random() < 0.3:
             hello = lie(rng, hello)
@@ -254,25 +287,32 @@ class Worked(Served):
             progress=[workers.ProgressReport(subtask_ref=1 << 20 | 1, fence=1, fraction=0.5)],
             offer=workers.SlotOffer(slots=2),
         )
-        held = [key for seat in self.sessions._seats.values() for key in seat.held]
-        near = [number for key in held for number in key]
-        return [hello, *(lie(rng, done, near) for _ in range(3))]
+        return [hello, *(lie(rng, done, near) for _ in range(STREAM_MESSAGES - 1))]
 
     def feed(self, given: object) -> int:
         assert isinstance(given, list)
-        messages = list(given)
+        return sum(self.run(self._answer_all(given)))
+
+    async def _answer_all(self, streams: list[list[workers.FromWorker]]) -> list[int]:
+        return await asyncio.gather(*(self._read_count(messages) for messages in streams))
+
+    async def _read_count(self, messages: list[workers.FromWorker]) -> int:
+        """How many messages of a stream were read before it ended; none if that was with a status."""
+        count = 0
 
         async def requests() -> AsyncIterator[workers.FromWorker]:
+            nonlocal count
             for message in messages:
+                count += 1
                 yield message
                 await asyncio.sleep(0)
 
         answer = guard._streaming(self._service.Work, "/quorumesh.v1.Workers/Work")
         try:
-            self.run(answer(requests(), Context("local:worker")))
+            await answer(requests(), Context("local:worker"))
         except Aborted:
             return 0
-        return 1
+        return count
 
 
 class Owner:
@@ -382,12 +422,20 @@ KINDS = (
         Kind(
             f"call-{name.replace('/', '-').lower()}",
             partial(_begin, name, honest),
-            round_inputs=1_000,
-            check_every_inputs=500,
-            ci_inputs=100,
+            round_inputs=64 * CALLS_AT_A_TIME,
+            check_every_inputs=32 * CALLS_AT_A_TIME,
+            ci_inputs=10 * CALLS_AT_A_TIME,
+            inputs_per_feed=CALLS_AT_A_TIME,
         )
         for name, honest in _REQUESTS.items()
     ),
-    Kind("stream-worker", Worked, round_inputs=1_000, check_every_inputs=500, ci_inputs=100),
+    Kind(
+        "stream-worker",
+        Worked,
+        round_inputs=4_000,
+        check_every_inputs=2_000,
+        ci_inputs=320,
+        inputs_per_feed=STREAMS_AT_A_TIME * STREAM_MESSAGES,
+    ),
     Kind("stream-link", Linked),
 )

@@ -62,6 +62,6 @@ def test_what_is_asked_for_after_the_last_revision_of_all_is_nothing(
 ) -> None:
     called = Called(name, request_of, Random(1), tmp_path)
     try:
-        assert called.feed(request_of) == 1
+        assert called.feed([request_of]) == 1
     finally:
         called.close()

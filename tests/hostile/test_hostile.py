@@ -8,10 +8,11 @@ from random import Random
 
 import pytest
 
-from tests.hostile import running
+from tests.hostile import results, running
 from tests.hostile.kinds import KINDS
 from tests.hostile.papers import One
-from tests.hostile.running import Broken, Kind, Target, run_kind
+from tests.hostile.results import Result
+from tests.hostile.running import Broken, Kind, Tally, Target, run_kind
 
 SEED = 20
 
@@ -57,9 +58,37 @@ def test_memory_that_grows_with_the_input_is_a_failure() -> None:
     kept: list[bytes] = []
     part_bytes = running.RSS_GROWTH_BYTES_MAX // 2_000
 
-    with pytest.raises(Broken, match="grew to"):
+    with pytest.raises(Broken, match="grew by"):
         run_kind(
             kind_of(lambda count: kept.append(b"x" * int(str(count))), iter([part_bytes] * 8_000)),
             inputs=8_000,
             seed=0,
         )
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_next_round() -> None:
+    kind = KINDS["token"]
+    part = run_kind(kind, inputs=kind.round_inputs, seed=SEED)
+
+    rest = run_kind(kind, inputs=3 * kind.round_inputs, seed=SEED, after=part)
+
+    whole = run_kind(kind, inputs=3 * kind.round_inputs, seed=SEED)
+    assert (rest.inputs, rest.round_count) == (whole.inputs, 3)
+    assert (rest.accepted, rest.refused) == (whole.accepted, whole.refused)
+
+
+def test_what_was_found_is_kept_and_only_what_held_is_not_tried_again(tmp_path: Path) -> None:
+    tally = Tally("token", inputs=1_000, accepted=10, refused=990, round_count=1)
+    Result(tally, 1_000, SEED, "abc").save(tmp_path)
+    Result(Tally("profile", inputs=5), 1_000, SEED, "abc", "KeyError: 6").save(tmp_path)
+
+    held, broke = results.load(tmp_path, "token"), results.load(tmp_path, "profile")
+
+    assert held is not None and held.tally == tally
+    assert held.has_held(inputs=1_000, seed=SEED)
+    assert not held.has_held(inputs=1_001, seed=SEED)
+    assert not held.has_held(inputs=1_000, seed=SEED + 1)
+    assert broke is not None and not broke.has_held(inputs=5, seed=SEED)
+    assert results.load(tmp_path, "sealed-key") is None
+    assert results.report([held, broke])[-1].startswith("1 kinds are through, 1,005 inputs in")
+    assert results.report([held, broke])[-1].endswith("1 uncaught errors")
