@@ -37,6 +37,9 @@ from consensus.storage import Storage, install_ledger, open_journal, open_ledger
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
+# What a removed node may say: how much of the log it has, until it has read of its removal. If its
+# term is newer, that costs one election; its link is taken for a minute of counted time only.
+FAREWELL_KINDS = frozenset({"append_reply", "snapshot_reply"})
 
 log = logging.getLogger("consensus.core")
 
@@ -371,7 +374,10 @@ class Core:
         if kind == "propose":
             if frame.propose.HasField("change"):
                 self.membership.receive(peer, frame.propose.change)
-            self.forwarding.receive(peer, frame.propose)
+            is_part = self.membership.is_part(peer)
+            self.forwarding.receive(peer, frame.propose, is_part=is_part)
+        elif kind not in FAREWELL_KINDS and self.membership.has_left(peer):
+            self.engine.counters.frames_refused += 1
         elif kind == "propose_reply":
             if frame.propose_reply.HasField("change"):
                 self.membership.refusal_received(frame.propose_reply)

@@ -43,6 +43,7 @@ class Refusal(StrEnum):
     HANDING_OVER = "the leader hands over before it is removed"
     NOT_CAUGHT_UP = "the node does not hold what was written so far"
     NOT_KNOWN_YET = "the leader is new and does not know yet who is alive"
+    NOT_A_MEMBER = "whoever asks is no member of the mesh"
     UNKNOWN_NODE = "no such node is a member of the mesh"
     LAST_VOTER = "the last voter cannot be removed"
     NO_SEAT = "the mesh has as many voters as it may have"

@@ -43,10 +43,13 @@ class Forwarding:
                 self._proposals.put_back(proposal.sequence for proposal in taken)
                 return
 
-    def receive(self, peer: str, propose: Propose) -> None:
-        """Take a peer's proposals in, or tell it that they got nowhere."""
+    def receive(self, peer: str, propose: Propose, *, is_part: bool = True) -> None:
+        """Take a peer's proposals in, or tell it that they got nowhere.
+
+        They get nowhere as well when the peer is no part of the mesh (any more).
+        """
         refused: list[Proposal] = []
-        if self._engine.role != "leader" or not self._has_room():
+        if not is_part or self._engine.role != "leader" or not self._has_room():
             refused.extend(propose.proposals)
         else:
             for proposal in propose.proposals:

@@ -173,9 +173,23 @@ class Membership:
 
     # What peers say.
 
+    def is_part(self, peer: str) -> bool:
+        """Whether a peer may write: a voter or a member, as far as this node knows."""
+        return peer in self._core.engine.voters or self._core.ledger.is_member(peer)
+
+    def has_left(self, peer: str) -> bool:
+        """Whether a peer was removed from the mesh, as this node's ledger has it."""
+        if peer in self._core.engine.voters:
+            return False
+        return self._core.ledger.removed_at(peer) is not None
+
     def receive(self, peer: str, change: MembershipChange) -> None:
         """A peer asks for a change: append it, or answer why not."""
-        refusal = self.consider(change) if change.node_id else Refusal.UNKNOWN_NODE
+        refusal: Refusal | None
+        if not self.is_part(peer):
+            refusal = Refusal.NOT_A_MEMBER
+        else:
+            refusal = self.consider(change) if change.node_id else Refusal.UNKNOWN_NODE
         if refusal is not None:
             reply = ProposeReply(refused=refusal.name, change=change)
             self._link.send(peer, Frame(term=self._core.engine.term, propose_reply=reply))

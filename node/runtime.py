@@ -37,6 +37,7 @@ from node.api.errors import (
     Refusal,
 )
 from node.api.feed import Feed
+from node.api.guard import Guard
 from node.api.locks import LocksService
 from node.api.mesh import About, MeshService, Roster
 from node.api.proposing import Proposer
@@ -240,6 +241,7 @@ class _Node:
 
     def _servicers(self) -> Servicers:
         return Servicers(
+            guard=Guard(self._has_left),
             tasks=TasksService(self.replica, self.proposer, self.feed, self.reads),
             locks=LocksService(self.replica),
             mesh=MeshService(
@@ -253,6 +255,11 @@ class _Node:
             peer=self.link.servicer,
             workers=WorkersService(self.sessions, node_id=self._identity.node_id),
         )
+
+    def _has_left(self, node_id: str) -> bool:
+        """A removed node itself still answers those who know it, and says what it is."""
+        core = self.replica.core
+        return node_id != self._identity.node_id and core.membership.has_left(node_id)
 
     def _supervisor(self, socket: str) -> Supervisor:
         config = self._config

@@ -53,8 +53,9 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Servicers:
-    """What is served."""
+    """What is served, and who looks at the callers first."""
 
+    guard: Guard
     tasks: tasks_pb2_grpc.TasksServicer
     locks: locks_pb2_grpc.LocksServicer
     mesh: mesh_pb2_grpc.MeshServicer
@@ -101,7 +102,7 @@ async def serving(
     servicers: Servicers, health: Health, credentials: NodeCredentials, listen: str, socket: Path
 ) -> AsyncIterator[None]:
     """Serve inside the block. Raises ConfigError when the address cannot be had."""
-    server = grpc.aio.server(interceptors=(Guard(),), options=_OPTIONS)
+    server = grpc.aio.server(interceptors=(servicers.guard,), options=_OPTIONS)
     tasks_pb2_grpc.add_TasksServicer_to_server(servicers.tasks, server)
     locks_pb2_grpc.add_LocksServicer_to_server(servicers.locks, server)
     mesh_pb2_grpc.add_MeshServicer_to_server(servicers.mesh, server)

@@ -133,6 +133,11 @@ class Ledger:
         query = "SELECT node_id, address FROM member ORDER BY node_id"
         return dict(self._db.execute(query).fetchall())
 
+    def is_member(self, node_id: str) -> bool:
+        """Whether a node was admitted and has not been removed since."""
+        query = "SELECT 1 FROM member WHERE node_id=?"
+        return self._db.execute(query, (node_id,)).fetchone() is not None
+
     def leaving(self) -> list[str]:
         """Voters in whose place another node has come, ordered by id: their votes are to go."""
         query = "SELECT node_id FROM member WHERE leaving=1 AND voter=1 ORDER BY node_id"

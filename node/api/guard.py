@@ -34,10 +34,14 @@ _ROLES: dict[str, frozenset[str]] = {
     "/grpc.reflection.v1alpha.ServerReflection/": frozenset({NODE, CLIENT, JOIN}),
 }
 _NEVER: frozenset[str] = frozenset()
+# What a removed node may still ask for, since each decides for itself: the link takes it only to
+# tell it; a node that came back as another one gets the new one's papers again.
+_ALSO_REMOVED = frozenset({"/quorumesh.v1.Peer/Link", "/quorumesh.v1.Mesh/Join"})
 
 # The classes take parameters in their stubs only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Admit: TypeAlias = Callable[[Context], Awaitable[None]]  # ends the call of who may not make it
 log = logging.getLogger("node.guard")
 caller: ContextVar[str] = ContextVar("caller", default="")  # the principal of the call being served
 
@@ -57,7 +61,14 @@ def roles_for(method: str) -> frozenset[str]:
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Refuses callers whose certificate does not carry the role, with PERMISSION_DENIED."""
+    """Refuses callers whose certificate does not carry the role, with PERMISSION_DENIED.
+
+    Those of nodes that were removed from the mesh too, though their certificates are still good:
+    `has_left` is asked with the id of a node, at the beginning of each call.
+    """
+
+    def __init__(self, has_left: Callable[[str], bool]) -> None:
+        self._has_left = has_left
 
     async def intercept_service(
         self,
@@ -67,12 +78,19 @@ class Guard(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
-        return _guarded(handler, str(handler_call_details.method))
+        method = str(handler_call_details.method)
+
+        async def admit(context: Context) -> None:
+            await _admit(method, context, self._has_left)
+
+        return _guarded(handler, admit)
 
 
-async def _admit(method: str, context: Context) -> None:
+async def _admit(method: str, context: Context, has_left: Callable[[str], bool]) -> None:
     principal = principal_of(context)
-    role = principal.partition(":")[0]
+    role, _, name = principal.partition(":")
+    if role == NODE and method not in _ALSO_REMOVED and has_left(name):
+        await abort(context, Refusal("PERMISSION_DENIED", f"{name} was removed from the mesh"))
     if role not in roles_for(method):
         log.warning("call refused", extra={"method": method, "principal": principal or "none"})
         who = principal or "a caller without a certificate of this mesh"
@@ -80,22 +98,22 @@ async def _admit(method: str, context: Context) -> None:
     caller.set(principal)
 
 
-def _guarded(handler: Handler, method: str) -> Handler:
+def _guarded(handler: Handler, admit: Admit) -> Handler:
     codecs = {
         "request_deserializer": handler.request_deserializer,
         "response_serializer": _serializer(handler.response_serializer),
     }
     if handler.unary_unary is not None:
-        unary = _answering(handler.unary_unary, method)
+        unary = _answering(handler.unary_unary, admit)
         return grpc.unary_unary_rpc_method_handler(unary, **codecs)
     if handler.stream_unary is not None:
-        unary = _answering(handler.stream_unary, method)
+        unary = _answering(handler.stream_unary, admit)
         return grpc.stream_unary_rpc_method_handler(unary, **codecs)
     if handler.unary_stream is not None:
-        stream = _streaming(handler.unary_stream, method)
+        stream = _streaming(handler.unary_stream, admit)
         return grpc.unary_stream_rpc_method_handler(stream, **codecs)
     assert handler.stream_stream is not None
-    stream = _streaming(handler.stream_stream, method)
+    stream = _streaming(handler.stream_stream, admit)
     return grpc.stream_stream_rpc_method_handler(stream, **codecs)
 
 
@@ -107,10 +125,10 @@ def _serializer(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], byt
     return bytes_of
 
 
-def _answering(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Any]:
+def _answering(behavior: Callable[..., Awaitable[Any]], admit: Admit) -> Callable[..., Any]:
     async def answer(request: Any, context: Context) -> Any:
-        await _admit(method, context)
         try:
+            await admit(context)
             reply = behavior(request, context)
             return await reply if inspect.isawaitable(reply) else reply
         except (Refusal, ConsensusError) as error:
@@ -124,12 +142,12 @@ def _answering(behavior: Callable[..., Awaitable[Any]], method: str) -> Callable
     return answer
 
 
-def _streaming(behavior: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _streaming(behavior: Callable[..., Any], admit: Admit) -> Callable[..., Any]:
     # A coroutine that writes, whatever shape the behavior has: so the check can come first and
     # generators are closed before the call ends.
     async def stream(requests: Any, context: Context) -> None:
-        await _admit(method, context)
         try:
+            await admit(context)
             if inspect.isasyncgenfunction(behavior):
                 await _write_all(behavior(requests, context), context)
             else:

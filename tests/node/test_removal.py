@@ -6,11 +6,20 @@ from pathlib import Path
 
 import grpc
 import pytest
-from quorumesh.v1.mesh_pb2 import CreateTokenRequest, StatusRequest
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from quorumesh.v1.mesh_pb2 import (
+    CreateTokenRequest,
+    DigestRequest,
+    EntriesRequest,
+    JoinRequest,
+    StatusRequest,
+)
 from quorumesh.v1.mesh_pb2_grpc import MeshStub
-from quorumesh.v1.tasks_pb2 import GetTaskRequest
+from quorumesh.v1.tasks_pb2 import GetTaskRequest, SubmitRequest, WatchTaskRequest
 from quorumesh.v1.tasks_pb2_grpc import TasksStub
 
+from mesh.credentials import NodeCredentials
 from tests.node.small_mesh import SmallMesh, small_mesh, until
 
 TASK = {"name": "t", "subtasks": [{"id": "a", "skill": "nobody-has"}]}
@@ -56,3 +65,38 @@ async def test_a_removed_leader_is_told_and_answers_honestly_also_after_a_restar
         await says_that_it_was_removed(mesh, "n1")
         async with mesh.client("n3") as client:
             await client.submit(TASK)
+
+
+async def test_the_certificate_of_a_removed_node_is_refused_by_all_others(tmp_path: Path) -> None:
+    async with small_mesh(tmp_path) as mesh:
+        await mesh.start("n1")
+        second = await mesh.grow("n2")
+        creds = NodeCredentials.load(tmp_path / "n2" / "node").channel_credentials()
+        async with mesh.channel("n1", creds) as channel:
+            await MeshStub(channel).Status(StatusRequest(), timeout=5)
+
+            await mesh.nodes["n1"].replica.remove_voter(second.node_id, timeout_ms=10_000)
+
+            calls = [
+                MeshStub(channel).Status(StatusRequest(), timeout=5),
+                MeshStub(channel).CreateToken(CreateTokenRequest(), timeout=5),
+                MeshStub(channel).Digest(DigestRequest(), timeout=5),
+                MeshStub(channel).Entries(EntriesRequest(), timeout=5),
+                TasksStub(channel).Submit(SubmitRequest(), timeout=5),
+                HealthStub(channel).Check(HealthCheckRequest(), timeout=5),
+            ]
+            for call in calls:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await call
+                assert_was_removed(refused.value, second.node_id)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await TasksStub(channel).Watch(WatchTaskRequest(), timeout=5).read()
+            assert_was_removed(refused.value, second.node_id)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await MeshStub(channel).Join(JoinRequest(), timeout=5)
+        assert refused.value.details() == "the certificate belongs to another token"
+
+
+def assert_was_removed(refused: grpc.aio.AioRpcError, node_id: str) -> None:
+    assert refused.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert refused.details() == f"{node_id} was removed from the mesh"
