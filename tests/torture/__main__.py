@@ -62,6 +62,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--history", type=Path, default=Path("history.jsonl"), metavar="FILE")
     parser.add_argument("--nodes", type=int, default=5)
+    parser.add_argument("--slack", type=float, default=1.0, help="bars of time times this")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the nodes' folders there")
     parser.add_argument("--json", action="store_true", help="one JSON object at the end")
     parser.add_argument("--all", action="store_true", help="every kind and seed not yet in --out")
@@ -88,6 +89,7 @@ def _one(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         history=options.history,
         node_count=options.nodes,
+        slack=options.slack,
         keep=options.keep,
     )
     report = torture(order)

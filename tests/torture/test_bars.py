@@ -33,7 +33,13 @@ def run_of(kind: str, seed: int = 1, **other: Any) -> dict[str, Any]:
     """A run that holds every bar, but for what is given."""
     return {
         **{"kind": kind, "seed": seed, "commit": "abc", "place": "namespaces", "exit_code": 0},
-        **{"seconds_asked": 60.0, "machine": MACHINE, "faults": [FAULT] * 10, "lost": 0},
+        **{
+            "seconds_asked": 60.0,
+            "slack": 1.0,
+            "machine": MACHINE,
+            "faults": [FAULT] * 10,
+            "lost": 0,
+        },
         **{"submitted_count": 800, "operation_count": 3_000, "double_effects": 0},
         **{"late_refused_count": 200, "digests_equal_s": 2.5, "violations": [], "uncounted": ""},
         **{"linearizable": "linearizable: 3000 operations", "longest_gap_s": 0.6},
@@ -87,6 +93,19 @@ def test_a_run_that_does_all_that_is_asked_misses_no_bar() -> None:
 )  # fmt: skip
 def test_a_run_is_told_which_bar_it_missed(kind: str, other: dict[str, Any], bar: str) -> None:
     assert bar in missed(bars.of_run(run_of(kind, **other)))
+
+
+def test_slack_makes_bars_of_time_longer_and_no_other_and_counts_for_no_minute() -> None:
+    slow = [{**FAULT, "write_gap_s": 4.0, "rate_before_per_s": 49.0}] * 9
+    run = run_of("kill-leader", faults=slow, digests_equal_s=25.0, lost=1)
+
+    assert missed(bars.of_run({**run, "slack": 3.0})) == [
+        "acknowledged before a fault",
+        "submits lost",
+    ]
+    assert len(missed(bars.of_run(run))) == 4
+    easy = [{**one, "slack": 3.0} for one in whole()]
+    assert missed(bars.of_all(easy)) == ["kinds x 3 seeds x 60 s"]
 
 
 def test_all_runs_together_hold_all_bars_and_say_of_how_many() -> None:

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from tests.e2e.mesh_process import ROOT
-from tests.torture.bars import FAULTS_MIN, RATE_MIN_PER_S
+from tests.torture.bars import EQUAL_S_MAX, FAULTS_MIN, LEADER_GAP_S_MAX, RATE_MIN_PER_S
 from tests.torture.kinds import KINDS
 
 SECONDS = 30
-GAP_S_MAX = 5.0
+# Others may use the machine too: promises hold all the same, and times are measured elsewhere.
+SLACK = 3.0
 NEEDS_NETWORK, INSTEAD = "partition-leader", "kill-all"
 
 
@@ -53,7 +54,7 @@ def test_every_promise_holds_while_real_nodes_meet(kind: str, tmp_path: Path) ->
 
     done = run(
         *("--fault", kind, "--seed", "1", "--seconds", str(SECONDS)),
-        *("--history", str(history), "--json"),
+        *("--slack", str(SLACK), "--history", str(history), "--json"),
     )
 
     assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-2_000:]
@@ -62,12 +63,12 @@ def test_every_promise_holds_while_real_nodes_meet(kind: str, tmp_path: Path) ->
     assert report["lost"] == 0 and report["double_effects"] == 0
     assert report["fault_count"] >= FAULTS_MIN
     assert report["rate_min_per_s"] >= RATE_MIN_PER_S
-    assert report["digests_equal_s"] <= 10
+    assert report["digests_equal_s"] <= EQUAL_S_MAX * SLACK
     assert report["linearizable"].startswith("linearizable")
     assert report["operation_count"] == len(history.read_text().splitlines()) > 500
     assert report["submitted_count"] > 100
     if KINDS[kind].is_on_leader:
-        assert report["write_gap_max_s"] <= GAP_S_MAX
+        assert report["write_gap_max_s"] <= LEADER_GAP_S_MAX * SLACK
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from tests.lincheck.checking import check_history
 from tests.torture.clients import SUBTASK, Promises, digest_of
 from tests.torture.worker import Effects
 
-EQUAL_S_MAX = 10.0  # the bar
 EQUAL_WAIT_S = 40.0  # how long to look, so that a late one is told from one that never comes
 ENDED_S = 40.0
 STORY_EVENTS_MAX = 1_000
