@@ -6,7 +6,7 @@ their hash to all members. Who differs from what a majority of the voters found,
 file damaged, takes itself out of service: `Core.turn` raises Damaged, once, and a mark beside the
 state keeps the node from starting again. This file reads and compares; it repairs nothing.
 
-A range is at most ROWS_PER_RANGE rows or about BYTES_PER_RANGE, so that no read transaction keeps
+A range is at most RANGE_ROWS_MAX rows or about RANGE_BYTES_MAX, so that no read transaction keeps
 the write-ahead log from being checkpointed for long. The first of a round checks the structure of
 the file as well, when that is at most CHECK_BYTES_MAX.
 """

@@ -20,8 +20,10 @@ from quorumesh.v1.ledger_pb2 import Scrub, ScrubKey
 
 Key = tuple[int | bytes | None, ...]
 
-ROWS_PER_RANGE = 5_000
-BYTES_PER_RANGE = 4 << 20  # as hashed; the row that reaches it is the range's last
+# Invariant: the same on every node for ever, since all hash what one Scrub entry names. Another
+# bound is another apply_version.
+RANGE_ROWS_MAX = 5_000
+RANGE_BYTES_MAX = 4 << 20  # as hashed; the row that reaches it is the range's last
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Range:
     following: Scrub | None
 
 
-def first_range(*, rows_max: int = ROWS_PER_RANGE, bytes_max: int = BYTES_PER_RANGE) -> Scrub:
+def first_range(*, rows_max: int = RANGE_ROWS_MAX, bytes_max: int = RANGE_BYTES_MAX) -> Scrub:
     """Where a round over the whole ledger begins."""
     return Scrub(part=0, rows_max=rows_max, bytes_max=bytes_max)
 
@@ -60,10 +62,13 @@ def first_range(*, rows_max: int = ROWS_PER_RANGE, bytes_max: int = BYTES_PER_RA
 def read_range(db: sqlite3.Connection, scrub: Scrub) -> Range:
     """Hash the rows that a Scrub names. `db` must give text as bytes; raises what SQLite raises.
 
-    A range goes on over several parts until it has rows_max rows or bytes_max bytes.
+    A range goes on over several parts until it has rows_max rows or bytes_max bytes. More than
+    RANGE_ROWS_MAX or RANGE_BYTES_MAX, and 0, stand for these.
     """
     chain = blake2b(digest_size=32)
-    rows_max, bytes_left, row_count = min(scrub.rows_max, ROWS_PER_RANGE), scrub.bytes_max, 0
+    rows_max = min(scrub.rows_max or RANGE_ROWS_MAX, RANGE_ROWS_MAX)
+    bytes_left = min(scrub.bytes_max or RANGE_BYTES_MAX, RANGE_BYTES_MAX)
+    row_count = 0
     after: Key | None = _unpacked(scrub.after) if scrub.after else None
     for number in range(scrub.part, len(parts())):
         part = parts()[number]

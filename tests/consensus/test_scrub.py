@@ -15,7 +15,7 @@ from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
 from consensus.core import Core
 from consensus.errors import Damaged
 from consensus.ledger import Ledger
-from consensus.ledger.parts import ROWS_PER_RANGE, first_range, parts, read_range
+from consensus.ledger.parts import RANGE_BYTES_MAX, RANGE_ROWS_MAX, first_range, parts, read_range
 from consensus.scrub import ANSWER_MS, RANGES_KEPT_MAX, Verdict, is_due, judge, open_at
 from tests.consensus.cluster import Cluster
 from tests.ledger.world import World, sub
@@ -173,6 +173,51 @@ def test_a_scrub_that_makes_no_sense_is_an_error_of_sqlite_or_reads_nothing(ledg
     reading.close()
 
 
+def _part_number(name: str) -> int:
+    return [part.name for part in parts()].index(name)
+
+
+def _fill(ledger: Ledger, count: int, *, address_bytes: int) -> None:
+    rows = ((f"r{number:05}", "a" * address_bytes, 100, 10) for number in range(count))
+    ledger.connection.executemany("INSERT INTO departed VALUES (?,?,?,?)", rows)
+
+
+@pytest.mark.parametrize("rows_max", [0, RANGE_ROWS_MAX, RANGE_ROWS_MAX + 1, (1 << 32) - 1])
+def test_no_scrub_reads_more_rows_in_one_range_than_the_format_allows(
+    ledger: Ledger, rows_max: int
+) -> None:
+    _fill(ledger, RANGE_ROWS_MAX + 1, address_bytes=1)
+    reading = _reading(ledger)
+
+    read = read_range(reading, Scrub(part=_part_number("departed"), rows_max=rows_max))
+    one = read_range(reading, Scrub(part=_part_number("departed"), rows_max=1))
+    reading.close()
+
+    assert (read.row_count, one.row_count) == (RANGE_ROWS_MAX, 1)
+    assert read.following is not None
+    last = f"r{RANGE_ROWS_MAX - 1:05}".encode()
+    assert [key.data for key in read.following.after] == [last]
+
+
+@pytest.mark.parametrize("bytes_max", [0, RANGE_BYTES_MAX, RANGE_BYTES_MAX + 1, (1 << 64) - 1])
+def test_no_scrub_hashes_more_bytes_in_one_range_than_the_format_allows(
+    ledger: Ledger, bytes_max: int
+) -> None:
+    # A row's line is its values as t and hex digits, with bars between: four fill a range exactly.
+    others_bytes = len("t" + 12 * "f" + "|" + "t" + "|100|10")
+    _fill(ledger, 6, address_bytes=((1 << 20) - others_bytes) // 2)
+    reading = _reading(ledger)
+
+    read = read_range(reading, Scrub(part=_part_number("departed"), bytes_max=bytes_max))
+    one = read_range(reading, Scrub(part=_part_number("departed"), bytes_max=1))
+    less = read_range(
+        reading, Scrub(part=_part_number("departed"), bytes_max=RANGE_BYTES_MAX - (1 << 20))
+    )
+    reading.close()
+
+    assert (read.row_count, less.row_count, one.row_count) == (4, 3, 1)
+
+
 # Nodes.
 
 
@@ -251,7 +296,7 @@ def test_a_large_ledger_is_compared_in_several_ranges_also_on_a_node_that_got_it
     cluster.world.run(lambda: min(_rounds(cluster)) > rounds, ms_max=60_000)
     cluster.world.run(lambda: all(_result(core) == "equal" for core in cluster.cores.values()))
 
-    assert copied.scrubbing.view().row_count - read > ROWS_PER_RANGE
+    assert copied.scrubbing.view().row_count - read > RANGE_ROWS_MAX
     _alter(copied)
     with pytest.raises(Damaged, match="majority"):
         cluster.propose("n1", _submit(10_000))

@@ -526,7 +526,9 @@ class Scrub(_message.Message):
     part: _builtins.int
     """which table or index, as numbered by consensus/ledger/parts.py"""
     rows_max: _builtins.int
+    """0, or more than 5,000: 5,000. Never another bound without another apply_version"""
     bytes_max: _builtins.int
+    """as hashed, the row that reaches it included; 0, or more than 4 MiB: 4 MiB. As rows_max"""
     @_builtins.property
     def after(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScrubKey]:
         """read the rows above this key; empty: from the first"""
