@@ -44,7 +44,7 @@ class Bar:
 
 def of_run(run: Run) -> list[Bar]:
     """Every bar for one run, as its kind asks; those of time as often longer as its `slack` says."""
-    kind, slack = KINDS[run["kind"]], float(run["slack"])
+    kind, slack = KINDS[run["kind"]], float(run.get("slack", 1.0))
     found = [
         _faults([run]),
         _rate([run]),
@@ -164,7 +164,7 @@ def _progress(name: str, runs: Sequence[Run]) -> Bar:
 def _size(runs: Sequence[Run]) -> Bar:
     seeds: dict[str, set[int]] = {}
     for one in runs:
-        if one["seconds_asked"] >= SECONDS_MIN and one["slack"] == 1.0:
+        if one["seconds_asked"] >= SECONDS_MIN and one.get("slack", 1.0) == 1.0:
             seeds.setdefault(one["kind"], set()).add(one["seed"])
     whole = sum(len(of_kind) >= SEEDS_MIN for of_kind in seeds.values())
     wanted = f">= {KINDS_MIN}"

@@ -25,7 +25,7 @@ from tests.torture.load import CLIENTS_PER_NODE, Load, Wish
 PERIOD_S = 5.0
 RATE_WINDOW_S = 2.0
 WARM_UP_S = 2.0
-RATE_WAIT_S = 20.0
+RATE_WAIT_S = 40.0
 WRITE_S = 30.0
 SMALL_DISK_BYTES = 48 << 20
 RUN_S_MIN = 120.0  # however short a run is to be, it may take so long for its faults
