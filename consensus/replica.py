@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome
+from quorumesh.v1.ledger_pb2 import Command, Outcome
 
+from consensus.barriers import Barriers
 from consensus.core import TICK_MS, Core, Observer, Ports, ReplicaConfig
 from consensus.errors import ConsensusError, Unavailable
 from consensus.ledger import Applied, Ledger, Reader
@@ -34,11 +35,11 @@ class Replica:
         self._broken: asyncio.Future[None] | None = None
         self._revision_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waiter_ids = itertools.count()
-        self._barrier: asyncio.Task[int] | None = None
         background = _Guarded(ports.background, self._break)
         syncs = _Guarded(ports.syncs or ports.background, self._break)
         guarded = replace(ports, background=background, syncs=syncs)
         self.core = Core(config, guarded, on_wake=self._wake)
+        self._barriers = Barriers(self.core)
         self.core.observe(self)
 
     @property
@@ -76,6 +77,7 @@ class Replica:
             periodic.cancel()
             self._loop, self._is_over = None, True
             self._fail_waiters(Unavailable("this node is stopping"))
+            self._barriers.close()
             self.core.close()
 
     def _periodic(self) -> None:
@@ -96,6 +98,7 @@ class Replica:
             return
         try:
             self.core.turn()
+            self._barriers.expire()
         except BaseException as bug:
             self._break(bug)
 
@@ -163,19 +166,11 @@ class Replica:
         await future
 
     async def barrier(self, *, timeout_ms: int) -> int:
-        """A revision that covers every write acknowledged anywhere before this call (linearizable)."""
-        if self._barrier is None:
-            self._barrier = asyncio.ensure_future(self._shared_barrier(timeout_ms))
-            # Its readers may all have given up by then: its failure is news to nobody.
-            self._barrier.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(self._barrier)
+        """A revision that covers every write acknowledged anywhere before this call (linearizable).
 
-    async def _shared_barrier(self, timeout_ms: int) -> int:
-        # Readers that come in the same turn of the loop share one entry; later ones need a later one.
-        await asyncio.sleep(0)
-        self._barrier = None
-        [outcome] = await self.propose([Command(barrier=Barrier())], timeout_ms=timeout_ms)
-        return outcome.revision
+        Raises Unavailable or OutcomeUnknown when none is known within this call's own time.
+        """
+        return await self._barriers.wait(timeout_ms=timeout_ms)
 
     async def wait_revision(self, revision: int, *, timeout_ms: int) -> None:
         """Return once this node has applied the revision; Unavailable if it has not in time."""

@@ -14,9 +14,10 @@ import pytest
 from quorumesh.v1.ledger_pb2 import Bootstrap
 from quorumesh.v1.peer_pb2 import Frame
 
+from consensus.barriers import BARRIER_READERS_MAX
 from consensus.core import Ports, ReplicaConfig
 from consensus.engine.disk import Disk
-from consensus.errors import ChangeRefused, Refusal, Unavailable
+from consensus.errors import ChangeRefused, ConsensusError, Refusal, Unavailable
 from consensus.ledger import Applied
 from consensus.ports import Background, LinkHandler
 from consensus.replica import REVISION_WAITERS_MAX, Replica
@@ -50,6 +51,30 @@ class Alone:
         asyncio.get_running_loop().call_soon(act)
 
 
+class Paced(Alone):
+    """Its clock moves, and its disk works, only when told to."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000
+        self.is_held = False
+        self._held: list[Callable[[], None]] = []
+
+    def monotonic_ms(self) -> int:
+        return self.now_ms
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        if self.is_held:
+            self._held.append(lambda: Alone.run(self, work, done))
+        else:
+            Alone.run(self, work, done)
+
+    def release(self) -> None:
+        self.is_held = False
+        held, self._held = self._held, []
+        for act in held:
+            act()
+
+
 class Held:
     """Threads that are all busy with what takes long: what they are given waits."""
 
@@ -71,9 +96,13 @@ class BuggyDisk(Disk):
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, *, background: Background | None = None, disk: Disk | None = None
+    tmp_path: Path,
+    *,
+    background: Background | None = None,
+    disk: Disk | None = None,
+    world: Alone | None = None,
 ) -> AsyncIterator[tuple[Replica, asyncio.Task[None]]]:
-    world = Alone()
+    world = world or Alone()
     founding = Bootstrap(mesh_id="m", node_id="n1", address="n1")
     config = ReplicaConfig(
         node_id="n1", address="n1", root=tmp_path, founding=founding, segment_bytes_max=4_096
@@ -205,6 +234,87 @@ def test_readers_of_one_turn_share_a_barrier_and_see_what_was_written_before(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("is_short_first", [True, False])
+def test_each_reader_of_a_barrier_waits_as_long_as_it_said(
+    tmp_path: Path, is_short_first: bool
+) -> None:
+    async def scenario() -> None:
+        world = Paced()
+        async with running(tmp_path, world=world) as (replica, _), asyncio.timeout(20):
+            before = replica.ledger.applied_index
+            world.is_held = True
+            times_ms = [1_000, 60_000] if is_short_first else [60_000, 1_000]
+            readers = {
+                timeout_ms: asyncio.ensure_future(replica.barrier(timeout_ms=timeout_ms))
+                for timeout_ms in times_ms
+            }
+            await asyncio.sleep(0)
+
+            world.now_ms += 1_001
+            with pytest.raises(Unavailable, match="not confirmed"):
+                await readers[1_000]
+            world.now_ms += 50_000
+            late = asyncio.ensure_future(replica.barrier(timeout_ms=0))
+            with pytest.raises(ConsensusError):
+                await late  # turns have passed by then
+            assert not readers[60_000].done()
+            world.release()
+            assert await readers[60_000] == before + 1
+
+    asyncio.run(scenario())
+
+
+def test_a_reader_who_waits_for_a_barrier_in_vain_is_told_at_its_own_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        world = Paced()
+        async with running(tmp_path, world=world) as (replica, _), asyncio.timeout(20):
+            world.is_held = True
+            readers = [
+                asyncio.ensure_future(replica.barrier(timeout_ms=seconds * 1_000))
+                for seconds in (3, 1, 2)
+            ]
+            ended = []
+            for _ in readers:
+                await asyncio.sleep(0)
+                world.now_ms += 1_001
+                waiting = [reader for reader in readers if not reader.done()]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                ended.append([reader.done() for reader in readers])
+            for reader in readers:
+                with pytest.raises(ConsensusError):
+                    await reader
+
+            assert ended == [[False, True, False], [False, True, True], [True, True, True]]
+            world.release()
+
+    asyncio.run(scenario())
+
+
+def test_more_readers_of_barriers_than_the_bound_are_refused_until_some_have_gone(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        world = Paced()
+        async with running(tmp_path, world=world) as (replica, _), asyncio.timeout(60):
+            before = replica.ledger.applied_index
+            world.is_held = True
+            readers = [
+                asyncio.ensure_future(replica.barrier(timeout_ms=60_000))
+                for _ in range(BARRIER_READERS_MAX + 1)
+            ]
+            with pytest.raises(Unavailable, match="too many"):
+                await readers.pop()
+            readers.pop().cancel()
+            await asyncio.sleep(0)
+            readers.append(asyncio.ensure_future(replica.barrier(timeout_ms=60_000)))
+            await asyncio.sleep(0)
+            world.release()
+
+            assert set(await asyncio.gather(*readers)) <= {before + 1, before + 2}
+
+    asyncio.run(scenario())
+
+
 def test_a_barrier_that_fails_when_its_readers_are_gone_is_no_unheard_error(
     tmp_path: Path,
 ) -> None:
@@ -212,17 +322,14 @@ def test_a_barrier_that_fails_when_its_readers_are_gone_is_no_unheard_error(
 
     async def scenario() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, said: unheard.append(said))
-        async with running(tmp_path) as (replica, task):
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            before = asyncio.all_tasks()
+        world = Paced()
+        async with running(tmp_path, world=world) as (replica, _):
+            world.is_held = True
             reader = asyncio.ensure_future(replica.barrier(timeout_ms=5_000))
             await asyncio.sleep(0)
-            [barrier] = asyncio.all_tasks() - before - {reader}
             reader.cancel()
-            await asyncio.wait({reader, barrier})
+            await asyncio.wait({reader})
             assert reader.cancelled()
-        del barrier
         gc.collect()
 
     asyncio.run(scenario())
