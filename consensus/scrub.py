@@ -141,7 +141,7 @@ class Scrubbing:
             return
         try:
             reading = open_at(self._core.ledger_path, index)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, Damaged) as error:
             self._read(index, None, error)
             return
         self._reading_count += 1
@@ -319,7 +319,10 @@ class Scrubbing:
 
 
 def open_at(path: Path, index: int) -> sqlite3.Connection:
-    """A connection of its own that sees the ledger at exactly this index, for a thread to read."""
+    """A connection of its own that sees the ledger at exactly this index, for a thread to read.
+
+    Raises what SQLite raises, and Damaged when the file says that it is elsewhere.
+    """
     reading = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
         uri=True,
@@ -331,8 +334,10 @@ def open_at(path: Path, index: int) -> sqlite3.Connection:
         with errors_as_sqlite():
             reading.execute("PRAGMA query_only=1")
             reading.execute("BEGIN")
-            (applied,) = reading.execute("SELECT applied_index FROM ledger").fetchone()
-        assert applied == index, f"the scrub of {index} sees {applied}"
+            row = reading.execute("SELECT applied_index FROM ledger").fetchone()
+        # It was written just now: what the file says else, it was not told.
+        if row != (index,):
+            raise Damaged(f"the ledger is damaged: at {index} it says {row}")
     except BaseException:
         reading.close()
         raise

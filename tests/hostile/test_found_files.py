@@ -102,3 +102,24 @@ async def test_a_long_read_of_such_a_ledger_says_that_it_is_damaged(unspeakable:
         reads.close()
 
     assert is_damage(raised.value)
+
+
+def test_a_ledger_that_does_not_say_where_it_is_is_damaged_to_all_who_read_it(
+    tmp_path: Path,
+) -> None:
+    path = LedgerDirectory(copy_of_template(tmp_path, 1)).prepare()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (index,) = db.execute("SELECT applied_index FROM ledger").fetchone()
+    open_at(path, index).close()
+
+    with pytest.raises(Damaged, match=rf"at {index + 1} it says \({index},\)"):
+        open_at(path, index + 1)
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM ledger")
+
+    with pytest.raises(Damaged, match="which revision"):
+        verify_database(path)
+    with pytest.raises(Damaged, match="which revision"):
+        copy_ledger(path, tmp_path, Disk())
+    with pytest.raises(Damaged, match="it says None"):
+        open_at(path, index)
