@@ -30,6 +30,7 @@ SEGMENT_BYTES = 1_024
 PAGE_BYTES = 4_096
 JOURNAL = Path("/journal")
 VOTE = Path("/vote")
+DOCTORED_FILES = 3
 
 
 class Segments:
@@ -178,12 +179,16 @@ def _ledgers(rng: Random, folder: Path) -> Target:
 
 
 class Doctored:
-    """A stopped node's folder with one file bent, looked at by the doctor, which raises nothing."""
+    """A stopped node's folder with files bent, looked at by the doctor, which raises nothing.
+
+    Most often all that it checks by themselves are bent at once, sometimes one after the other.
+    """
 
     def __init__(self, rng: Random, folder: Path) -> None:
         self._root, self._folder = copy_of_template(folder, 0), folder
         paths = [path for path in sorted(self._root.rglob("*")) if path.is_file()]
         self._files = {path: path.read_bytes() for path in paths}
+        assert len(self._files) == DOCTORED_FILES + 1, "all but CURRENT are bent at once"
         assert examine(self._root, self._aside()).is_sound
 
     def _aside(self) -> Path:
@@ -193,24 +198,42 @@ class Doctored:
         return aside
 
     def make(self, rng: Random) -> object:
-        path = rng.choice(list(self._files))
-        data = self._files[path]
-        bent = bent_page(rng, data) if path.suffix == ".db" else bend(rng, data)
-        return str(path.relative_to(self._root)).encode() + b"\n" + bent
+        """Names and contents, DOCTORED_FILES of them, and whether they are bent at once."""
+        paths = list(self._files)
+        is_at_once = rng.random() < 0.75
+        if is_at_once:
+            # Without a CURRENT no ledger would be looked at.
+            chosen = rng.sample([p for p in paths if p.name != "CURRENT"], DOCTORED_FILES)
+        else:
+            chosen = rng.choices(paths, k=DOCTORED_FILES)
+        named = [(str(p.relative_to(self._root)), self._bent(rng, p)) for p in chosen]
+        return [is_at_once, *named]
 
-    def feed(self, given: object) -> bool:
-        assert isinstance(given, bytes)
-        name, _, bent = given.partition(b"\n")
-        path = self._root / name.decode()
-        path.write_bytes(bent)
+    def _bent(self, rng: Random, path: Path) -> bytes:
+        data = self._files[path]
+        return bent_page(rng, data) if path.suffix == ".db" else bend(rng, data)
+
+    def feed(self, given: object) -> int:
+        assert isinstance(given, list)
+        is_at_once, *named = given
+        if is_at_once:
+            return len(named) * self._is_found_sound(dict(named))
+        return sum(self._is_found_sound({name: bent}) for name, bent in named)
+
+    def _is_found_sound(self, bent: dict[str, bytes]) -> bool:
+        paths = {self._root / name: data for name, data in bent.items()}
+        for path, data in paths.items():
+            path.write_bytes(data)
         try:
             found = examine(self._root, self._aside())
         finally:
             for wal in self._root.rglob("ledger.db-*"):
                 wal.unlink()
-            path.write_bytes(self._files[path])
-        is_vote = path.name == "vote" and bent != self._files[path]
-        assert not (is_vote and found.is_sound), "a bent vote was found sound"
+            for path in paths:
+                path.write_bytes(self._files[path])
+        vote = self._root / "vote"
+        is_vote_bent = paths.get(vote, self._files[vote]) != self._files[vote]
+        assert not (is_vote_bent and found.is_sound), "a bent vote was found sound"
         return found.is_sound
 
     def check(self) -> None:
@@ -287,9 +310,10 @@ KINDS = (
     Kind(
         "file-doctored",
         Doctored,
-        round_inputs=500,
-        check_every_inputs=100,
+        round_inputs=600,
+        check_every_inputs=150,
         ci_inputs=60,
+        inputs_per_feed=DOCTORED_FILES,
         is_costly=True,
     ),
     Kind("file-identity", _identities),
