@@ -8,6 +8,8 @@ can be compared at the same index.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -24,6 +26,7 @@ from consensus.engine.inspect import VoteReport, inspect_vote
 from consensus.engine.opening import Opened, read_journal
 from consensus.errors import Damaged
 from consensus.ledger import CannotApply, Ledger, invariants
+from consensus.room import is_full
 from consensus.scrub import check_schema, errors_as_sqlite, refuse_marked
 
 FAULTS_SHOWN_MAX = 20
@@ -94,7 +97,7 @@ def examine(state: Path, aside: Path) -> Examined:
 def bring_up(copy: LedgerCopy, entries: Iterable[tuple[int, int, bytes]]) -> None:
     """Apply committed entries (index, term, command) to the copy, from where it is on.
 
-    Raises Damaged when they cannot be applied to it.
+    Raises Damaged when they cannot be applied to it, OSError when there is no room for it.
     """
     try:
         with contextlib.closing(Ledger.open(str(copy.path))) as ledger:
@@ -108,16 +111,16 @@ def bring_up(copy: LedgerCopy, entries: Iterable[tuple[int, int, bytes]]) -> Non
                     assert kind == NO_OP, f"an entry of kind {kind}"
                     ledger.apply_noop(index, term)
     except _UNREADABLE as error:
-        raise Damaged(f"the log of the mesh cannot be applied to this ledger: {error}") from error
+        raise _judged(error, "the log of the mesh cannot be applied to this ledger") from error
 
 
 def full_digest(copy: LedgerCopy) -> tuple[int, bytes]:
-    """The copy's revision and the hash of all its rows there. Raises Damaged."""
+    """The copy's revision and the hash of all its rows there. Raises Damaged or OSError."""
     try:
         with contextlib.closing(Ledger.open(str(copy.path))) as ledger:
             return ledger.applied_index, ledger.full_digest()
     except _UNREADABLE as error:
-        raise Damaged(f"the ledger cannot be read: {error}") from error
+        raise _judged(error, "the ledger cannot be read") from error
 
 
 def _checked(name: str, look: Callable[[], str]) -> Check:
@@ -128,7 +131,16 @@ def _checked(name: str, look: Callable[[], str]) -> Check:
     except CannotApply as error:
         return Check(name, None, f"it is of another release: {error}; upgrade quorumesh")
     except OSError as error:
+        if is_full(error):
+            raise
         return Check(name, False, f"it cannot be read: {error.strerror or error}")
+
+
+def _judged(error: Exception, text: str) -> Damaged:
+    """What an error says of the ledger. OSError instead when the copy had no room: that says nothing."""
+    if is_full(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    return Damaged(f"{text}: {error}")
 
 
 def _mark(state: Path) -> str:
@@ -199,7 +211,7 @@ def _structure(path: Path) -> str:
             with errors_as_sqlite():
                 rows = db.execute(f"PRAGMA integrity_check({FAULTS_SHOWN_MAX})").fetchall()
     except sqlite3.Error as error:
-        raise Damaged(f"the ledger is damaged: {error}") from error
+        raise _judged(error, "the ledger is damaged") from error
     said = "; ".join(" ".join(row[0].decode("utf-8", "replace").split()) for row in rows)
     if said != "ok":
         raise Damaged(f"the ledger is damaged: {said}")
@@ -211,7 +223,7 @@ def _invariants(path: Path) -> str:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             wrong = invariants.violations(db)
     except _UNREADABLE as error:
-        raise Damaged(f"the ledger cannot be read: {error}") from error
+        raise _judged(error, "the ledger cannot be read") from error
     if wrong:
         raise Damaged("; ".join(wrong[:FAULTS_SHOWN_MAX]))
     return "everything that must always hold does"
@@ -230,7 +242,7 @@ def _read_copy(path: Path, found: list[LedgerCopy]) -> str:
                 voters=tuple(ledger.voters()),
             )
     except _UNREADABLE as error:
-        raise Damaged(f"the ledger cannot be read: {error}") from error
+        raise _judged(error, "the ledger cannot be read") from error
     found.append(copy)
     return f"revision {copy.revision}, digest {copy.full.hex()[:16]}"
 

@@ -70,13 +70,14 @@ async def _refuse_sound(data: Path, old: Identity, credentials: NodeCredentials)
     with tempfile.TemporaryDirectory(prefix="rejoin-", dir=data) as aside:
         try:
             examined = examine(data / "state", Path(aside))
+            checks: list[Check] = list(examined.checks)
+            if examined.is_sound and examined.copy is not None:
+                peers = {**old.members, **examined.copy.members}
+                peers.pop(old.node_id, None)
+                checks += [check async for check in compare(examined.copy, peers, credentials)]
         except OSError as error:
-            raise BootError(f"{data} cannot be read: {error.strerror or error}") from error
-        checks: list[Check] = list(examined.checks)
-        if examined.is_sound and examined.copy is not None:
-            peers = {**old.members, **examined.copy.members}
-            peers.pop(old.node_id, None)
-            checks += [check async for check in compare(examined.copy, peers, credentials)]
+            why = error.strerror or error
+            raise BootError(f"{data} cannot be looked at: {why}") from error
     if all(check.ok is not False for check in checks):
         raise ConfigError(f"--rejoin: this folder is sound; start it without: {data}")
 

@@ -39,22 +39,36 @@ class Finding:
 )
 @click.option("--peer", "peers", multiple=True, metavar="HOST:PORT",
               help="With --data: compare with this node. Default: the members it knows.")  # fmt: skip
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=None,
+    help="With --data: put a copy of the ledger there meanwhile. Default: beside the folder.",
+)
 @json_option
 @pass_session
-def doctor(session: Session, data: Path | None, peers: tuple[str, ...], as_json: bool) -> int:
+def doctor(
+    session: Session,
+    data: Path | None,
+    peers: tuple[str, ...],
+    work: Path | None,
+    as_json: bool,
+) -> int:
     """Check that every node is reachable, agrees and can work. Exit code 1 when not.
 
     With --data it checks what a stopped node has on disk, and compares its ledger with its peers' at
-    the same revision. Exit code 66 when it must not be used again.
+    the same revision. Exit code 66 when it must not be used again: then 'mesh node start --rejoin'
+    brings it back as a new node, in place of the old one.
 
     \b
     Example:  mesh doctor
               mesh doctor --data ~/.quorumesh/node      (a stopped node, read-only)
+              mesh node start --rejoin --data ~/.quorumesh/node      (when that says BAD)
     """
     if data is not None:
         from node.cli.folder import examine_folder  # here, so that other commands start quickly
 
-        findings = [Finding(*found) for found in examine_folder(data.expanduser(), peers)]
+        findings = [Finding(*found) for found in examine_folder(data.expanduser(), peers, work)]
     else:
         with connected(session) as client:
             findings = list(_examine_mesh(session, client))

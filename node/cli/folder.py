@@ -5,34 +5,81 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from consensus.examining import Check, Examined, examine
+from consensus.room import is_full
 from mesh.credentials import NodeCredentials
 from mesh.errors import MeshError
 from node.cli.session import Failure
 from node.comparing import compare
 from node.folder import NODE_FILE, BootError, read_identity, read_members
 
+SPARE_BYTES = 8 << 20  # beside the copy: what opening it writes
 REJOIN = "do not use it again: mesh node start --rejoin --data"
 
 
-def examine_folder(data: Path, peers: tuple[str, ...]) -> list[tuple[str, bool | None, str]]:
-    """Every check as (what was looked at, whether it is well, what was seen), a verdict last."""
+def examine_folder(
+    data: Path, peers: tuple[str, ...], work: Path | None = None
+) -> list[tuple[str, bool | None, str]]:
+    """Every check as (what was looked at, whether it is well, what was seen), a verdict last.
+
+    The copy of the ledger lies in a folder of its own in `work`, by default beside the data, until
+    this returns or is interrupted. Failure when there is no room for it.
+    """
     state = _state_in(data)
     home = state.parent
-    with _not_running(home), tempfile.TemporaryDirectory(prefix="quorumesh-doctor-") as aside:
+    place = work or _place_beside(home)
+    with _not_running(home), _aside(place, _ledger_bytes(state)) as aside:
         try:
-            examined = examine(state, Path(aside))
+            examined = examine(state, aside)
+            checks = list(examined.checks)
+            checks.extend(asyncio.run(_compare(home, examined, peers)))
         except OSError as error:
+            if is_full(error):
+                raise _no_room(place) from None
             raise Failure(f"{state} cannot be looked at: {error.strerror or error}") from None
-        checks = list(examined.checks)
-        checks.extend(asyncio.run(_compare(home, examined, peers)))
     checks.append(_verdict(checks, home))
     return [(check.name, check.ok, check.text) for check in checks]
+
+
+def _place_beside(home: Path) -> Path:
+    """Beside the data there is likely to be room for a copy; the usual place may be in memory."""
+    beside = home.absolute().parent
+    return beside if os.access(beside, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+def _ledger_bytes(state: Path) -> int:
+    """How large a copy of the largest ledger there is, with its write-ahead log."""
+    sizes: dict[Path, int] = {}
+    for path in state.glob("*/ledger.db*"):
+        sizes[path.parent] = sizes.get(path.parent, 0) + path.stat().st_size
+    return max(sizes.values(), default=0)
+
+
+@contextmanager
+def _aside(place: Path, copy_bytes: int) -> Iterator[Path]:
+    """A folder for the copy, gone after the block. Failure when the place has no room for it."""
+    try:
+        if shutil.disk_usage(place).free < copy_bytes + SPARE_BYTES:
+            raise _no_room(place, copy_bytes + SPARE_BYTES)
+        folder = tempfile.TemporaryDirectory(prefix="quorumesh-doctor-", dir=place)
+    except OSError as error:
+        why = error.strerror or error
+        raise Failure(f"{place} cannot be worked in ({why}): name another: --work DIR") from None
+    with folder as aside:
+        yield Path(aside)
+
+
+def _no_room(place: Path, wanted_bytes: int = 0) -> Failure:
+    wanted = f": {wanted_bytes / (1 << 20):,.0f} MiB" if wanted_bytes else ""
+    return Failure(
+        f"no room in {place} for a copy of the ledger{wanted}; name a folder with room: --work DIR"
+    )
 
 
 def _verdict(checks: list[Check], home: Path) -> Check:

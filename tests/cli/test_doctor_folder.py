@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,3 +189,80 @@ def test_only_a_majority_of_voters_makes_a_ledger_wrong(
     equal: set[str], other: set[str], voters: int, ok: bool | None
 ) -> None:
     assert judge(equal, other, voters).ok is ok
+
+
+def run_doctor(home: Path, *arguments: str, file_bytes_max: int = -1) -> subprocess.Popen[str]:
+    """The command in a process of its own, where no file may grow beyond the given size."""
+    code = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes_max}, {file_bytes_max}))\n"
+        "from node.cli.main import main\n"
+        "main()\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "doctor", "--data", str(home), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_the_copy_lies_beside_the_data_or_where_it_is_told_to(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    # Whoever reads a vote that is a pipe waits: the copy's folder can be looked at meanwhile.
+    (home / "state" / "vote").unlink()
+    os.mkfifo(home / "state" / "vote")
+    place = work if is_told else tmp_path
+    process = run_doctor(home, *(["--work", str(work)] if is_told else []))
+    try:
+        wait_for(lambda: list(place.glob("quorumesh-doctor-*")), process)
+
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+
+    assert (process.returncode, said.strip()) == (exits.INTERRUPTED, "mesh: interrupted")
+    assert list(work.iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == [home, work]
+
+
+def wait_for(is_so: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    while not is_so():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+            raise AssertionError(process.communicate())
+
+
+def test_a_place_without_room_is_told_before_anything_is_copied(home: Path) -> None:
+    os.truncate(_ledger(home), 8 << 40)  # it has holes: the disk that it lies on is smaller
+
+    result, found = doctor(home)
+
+    assert result.exit_code == exits.BAD_INPUT and not found
+    assert "no room in" in result.stderr and "8,388,616 MiB" in result.stderr
+    assert "--work DIR" in result.stderr
+
+
+@pytest.mark.parametrize("more_bytes", [-4_096, 0])
+def test_want_of_room_for_the_copy_is_never_taken_for_damage(home: Path, more_bytes: int) -> None:
+    size = _ledger(home).stat().st_size
+    process = run_doctor(home, file_bytes_max=size + more_bytes)
+
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode in (exits.BAD_INPUT, exits.OK), said
+    assert ("no room in" in said) == (process.returncode == exits.BAD_INPUT)
+    assert process.returncode == exits.BAD_INPUT or more_bytes == 0
+
+
+def test_help_says_how_a_damaged_node_comes_back() -> None:
+    result = CliRunner().invoke(cli, ["doctor", "--help"])
+
+    assert "mesh node start --rejoin --data" in result.stdout
+    assert "--work" in result.stdout
