@@ -11,6 +11,7 @@ WINDOW_FRAMES_MAX = 32  # AppendEntries with entries under way to one peer
 CHUNK_BYTES_MAX = 262_144
 WINDOW_CHUNKS_MAX = 8  # snapshot chunks under way to one peer
 SNAPSHOT_RESEND_MS = 1_000
+SNAPSHOT_REFUSED_MS = 1_000  # a peer that threw a copy away, such as for its disk, is sent none
 NEEDED_MS_MAX = 5_000  # a peer not heard for so long holds up no compaction
 OUTBOX_FRAMES_MAX = 65_536
 APPLY_ENTRIES_PER_TICK_MAX = 256

@@ -35,6 +35,7 @@ class Progress:
     chunk_sent: int = 0
     chunk_acked: int = 0
     chunk_ms: int = NEVER_MS
+    refused_ms: int = NEVER_MS  # when it last threw a copy away
 
 
 @dataclass(slots=True)

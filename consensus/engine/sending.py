@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk, SnapshotReply
 
-from consensus.engine.config import CHUNK_BYTES_MAX, SNAPSHOT_RESEND_MS, WINDOW_CHUNKS_MAX
+from consensus.engine.config import (
+    CHUNK_BYTES_MAX,
+    SNAPSHOT_REFUSED_MS,
+    SNAPSHOT_RESEND_MS,
+    WINDOW_CHUNKS_MAX,
+)
 from consensus.engine.ports import SnapshotFile
 from consensus.engine.seat import Progress, Seat
 from consensus.errors import Damaged
@@ -14,8 +19,11 @@ def send_snapshot(seat: Seat, peer: str, progress: Progress) -> None:
     """Send chunks within the window; ask for a copy if there is none that the journal continues.
 
     Once the peer has all of it, it is asked from time to time whether it still has: it may have
-    been started anew while it checked the copy.
+    been started anew while it checked the copy. One that threw a copy away waits for the next: a
+    peer whose disk refuses would else be sent one after the other.
     """
+    if seat.now_ms() - progress.refused_ms < SNAPSHOT_REFUSED_MS:
+        return
     if progress.snapshot is None:
         latest = seat.snapshots.latest()
         if latest is None or latest.index < seat.journal.base_index:
@@ -81,7 +89,7 @@ def chunk_answered(seat: Seat, peer: str, reply: SnapshotReply) -> None:
     if reply.next_offset == 0 and progress.chunk_acked == progress.snapshot.bytes_total:
         # It had all of it and threw it away: not even the second time is it sent without a doubt.
         seat.snapshots.refused(progress.snapshot)
-        progress.snapshot = None
+        progress.snapshot, progress.refused_ms = None, seat.now_ms()
         return
     offset = min(reply.next_offset, progress.snapshot.bytes_total)
     if offset < progress.chunk_acked:

@@ -371,3 +371,24 @@ def test_a_joiner_far_behind_is_given_a_copy_and_then_the_entries_after_it() -> 
     assert joiner.engine.counters.snapshots_installed == 1
     assert joiner.engine.role == "passive"
     assert joiner.log.entries == world.nodes[leader].log.entries
+
+
+def test_a_peer_whose_disk_refuses_copies_is_not_sent_one_after_the_other() -> None:
+    world, leader, _ = settled()
+    for at in range(100):
+        world.propose(leader, b"value %d" % at)
+        world.run(3)
+    world.run(500)
+    for node in world.nodes.values():
+        node.journal.drop_to(node.applied_index)
+    joiner = world.join("n4")
+    joiner.throws_copies_away = True
+    world.run(100)
+    world.nodes[leader].engine.feed("n4")
+
+    world.run(10_000)
+
+    assert 5 <= world.nodes[leader].engine.counters.snapshots_sent <= 10
+    joiner.throws_copies_away = False
+    assert world.run(3_000, lambda: joiner.applied_index == world.nodes[leader].applied_index)
+    assert world.violations == []

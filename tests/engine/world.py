@@ -121,6 +121,7 @@ class SimNode:
         self.disk, self.log = SimDisk(), Log()
         self.incarnation, self.is_alive = 0, False
         self.wants_tick = False
+        self.throws_copies_away = False  # as a node does whose disk refuses them
         self.engine: Engine
         self.journal: Journal
         self._copy: Copy | None = None
@@ -215,7 +216,8 @@ class SimNode:
         if self._incoming is None or len(self._incoming[1]) < self._incoming[2]:
             return None
         (index, term, digest), data, bytes_total = self._incoming
-        return Checked(index, term, bytes_total, hashlib.sha256(data).digest() == digest)
+        is_sound = hashlib.sha256(data).digest() == digest and not self.throws_copies_away
+        return Checked(index, term, bytes_total, is_sound)
 
     def refused(self, snapshot: SnapshotFile) -> None:
         self._copy = None
