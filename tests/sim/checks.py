@@ -51,6 +51,7 @@ class Checks:
         self.has_rot = False
         self.lost_commits = 0
         self.listeners: list[Listener] = []
+        self.crowned: list[Callable[[Process], None]] = []
 
     # What nodes do.
 
@@ -60,6 +61,8 @@ class Checks:
         known = self.leaders.setdefault(engine.term, process.node.node_id)
         if known != process.node.node_id:
             raise Violation(f"two leaders in term {engine.term}: {known}, {process.node.node_id}")
+        for tell in self.crowned:
+            tell(process)
 
     def opened(self, process: Process) -> None:
         if process.node.is_rotten:

@@ -36,6 +36,8 @@ WEIGHTS = {
     "wall_jump": 2,
     "worker_pause": 5,
 }
+# Faults that look who leads (moments.py): of no ordinary life yet, only when asked for by weight.
+MOMENTS = ("short_reign", "bare_majority", "far", "relay", "crowd", "purge")
 
 
 @dataclass(frozen=True, slots=True)

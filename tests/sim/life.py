@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.sim.damage import damage_files, rot_ledger
-from tests.sim.faults import Fault
+from tests.sim.faults import MOMENTS, Fault
+from tests.sim.moments import Moments
 from tests.sim.network import Pair
 from tests.sim.node import SimNode
 
@@ -26,6 +27,7 @@ class Life:
     def __init__(self, mesh: Mesh) -> None:
         self.mesh, self.world = mesh, mesh.world
         self.chance = random.Random(f"{mesh.world.seed} life")
+        self.moments = Moments(mesh)
         self.counts: dict[str, int] = {}
 
     def plan(self, faults: list[Fault]) -> None:
@@ -39,6 +41,10 @@ class Life:
             return
         self.counts[fault.kind] = self.counts.get(fault.kind, 0) + 1
         self.world.note("fault", fault.kind, words=str(fault))
+        if fault.kind in MOMENTS:
+            moment: Callable[[Fault], None] = getattr(self.moments, fault.kind)
+            moment(fault)
+            return
         one, other = up[fault.one % len(up)], nodes[fault.other % len(nodes)]
         act: Callable[[Fault, SimNode, SimNode], None] = getattr(self, f"_{fault.kind}")
         act(fault, one, other)
@@ -266,6 +272,7 @@ class Life:
 
     def heal(self) -> None:
         """Undo everything; start whatever is down."""
+        self.moments.heal()
         self.mesh.network.heal()
         for node in self.mesh.nodes.values():
             if node.process is not None:

@@ -76,11 +76,11 @@ class Members:
         sound = [v for v in voters if self.mesh.nodes[v].state in ("up", "down")]
         return len(sound) >= VOTERS_LEFT_MIN
 
-    def remove(self, node: SimNode) -> None:
-        """Take a node out for good, whether it lives or not."""
+    def remove(self, node: SimNode, *, through: SimNode | None = None) -> None:
+        """Take a node out for good, whether it lives or not; `through` is asked first."""
         if node.node_id not in self.unwanted and self._can_spare(node.node_id):
             self.unwanted.add(node.node_id)
-            self._ask_removal(node.node_id)
+            self._ask_removal(node.node_id, through)
 
     def replace(self, node: SimNode) -> None:
         """Let a new node come and this one go."""
@@ -97,7 +97,7 @@ class Members:
                 self._ask_removal(node.node_id)
                 self.join()
 
-    def _ask_removal(self, node_id: str) -> None:
+    def _ask_removal(self, node_id: str, through: SimNode | None = None) -> None:
         """Of any node, again until it is done or refused for good."""
 
         def done(error: ConsensusError | None) -> None:
@@ -111,10 +111,15 @@ class Members:
             else:
                 self.world.after_ms(300, lambda: self._ask_removal(node_id))
 
-        self._through_any(node_id, done)
+        self._through_any(node_id, done, [through] if through is not None else None)
 
-    def _through_any(self, node_id: str, done: Callable[[ConsensusError | None], None]) -> None:
-        up = self.mesh.asking.up()
+    def _through_any(
+        self,
+        node_id: str,
+        done: Callable[[ConsensusError | None], None],
+        up: list[SimNode] | None,
+    ) -> None:
+        up = up or self.mesh.asking.up()
         process = self.chance.choice(up).process if up else None
         is_over: list[bool] = []
 

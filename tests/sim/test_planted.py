@@ -18,11 +18,8 @@ from tests.sim.test_sim import ROOT
 
 SEEDS_MAX = 200
 RARE = (
-    "commit-an-older-term",
-    "count-an-unsynced-leader",
     "termless-ack",
     "truncate-always",
-    "two-membership-changes",
 )
 LOOKS_FOR_RARE = bool(os.environ.get("SIM_PLANTED_ALL"))
 
