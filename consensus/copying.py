@@ -160,9 +160,10 @@ def verify_database(path: Path) -> Copied:
 def applied_of(connection: sqlite3.Connection) -> Copied:
     """The applied index and term that a ledger database holds. Damaged: it holds none."""
     row = connection.execute("SELECT applied_index, applied_term FROM ledger").fetchone()
-    if row is None:
-        raise Damaged("a ledger does not say which revision it is of")
-    return int(row[0]), int(row[1])
+    match row:
+        case (int(index), int(term)):
+            return index, term
+    raise Damaged("a ledger does not say which revision it is of")
 
 
 def digest_of(path: Path) -> bytes:

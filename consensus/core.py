@@ -33,7 +33,14 @@ from consensus.retiring import let_go
 from consensus.room import Room
 from consensus.scrub import Scrubbing, is_damage, refuse_marked, write_mark
 from consensus.snapshots import Snapshots
-from consensus.storage import Storage, install_ledger, open_journal, open_ledger, open_vote
+from consensus.storage import (
+    Storage,
+    damage_told,
+    install_ledger,
+    open_journal,
+    open_ledger,
+    open_vote,
+)
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
@@ -70,7 +77,8 @@ class Core:
         room = Room(config.root, ports.disk, clock=ports.clock, background=ports.background)
         self._storage = Storage(room)
         self.journal = self._open_journal()
-        self.engine = self._make_engine()
+        with damage_told():  # the members, who are read for the first time
+            self.engine = self._make_engine()
         self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
         self.membership = Membership(self, ports.link)
         self.autopilot = Autopilot(self, ports.link, ports.clock)
@@ -87,7 +95,8 @@ class Core:
         self._leadership = Leadership(self)
         self._apply_due = False
         self.is_removed = False
-        self._notice_removal()
+        with damage_told():
+            self._notice_removal()
         ports.link.bind(self)
 
     def _open_journal(self) -> Journal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from consensus.directory import LedgerDirectory
@@ -96,6 +97,17 @@ class Storage:
         return self._ledger_error is None or self._room.is_back(0)
 
 
+@contextlib.contextmanager
+def damage_told() -> Iterator[None]:
+    """What reads a ledger that was just opened raises Damaged when its pages cannot be right."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if is_damage(error):
+            raise Damaged(f"the ledger is damaged: {error}") from error
+        raise
+
+
 def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
     """The ledger in force, made if the folder is new.
 
@@ -104,12 +116,11 @@ def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
     """
     try:
         path = directory.prepare()
-        ledger = Ledger.open(str(path))
-        check_schema(ledger.connection)
-        return path, ledger, Reader.open(str(path))
+        with damage_told():
+            ledger = Ledger.open(str(path))
+            check_schema(ledger.connection)
+            return path, ledger, Reader.open(str(path))
     except (OSError, sqlite3.Error) as error:
-        if isinstance(error, sqlite3.Error) and is_damage(error):
-            raise Damaged(f"the ledger is damaged: {error}") from error
         raise StorageFailed(
             f"{directory.root} cannot be opened: {error}; make room or mend the disk, then start again"
         ) from error

@@ -6,10 +6,11 @@ import contextlib
 import json
 import sqlite3
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from consensus.copying import copy_ledger, verify_database
+from consensus.copying import applied_of, copy_ledger, verify_database
 from consensus.directory import LedgerDirectory
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged
@@ -18,7 +19,8 @@ from consensus.scrub import is_damage, open_at
 from consensus.storage import open_ledger
 from node.api.reading import LongReads
 from node.folder import BootError, Identity, read_identity, read_members, write_identity
-from tests.hostile.mesh_of_one import copy_of_template
+from tests.hostile.files import PAGE_BYTES
+from tests.hostile.mesh_of_one import Node, copy_of_template
 
 IDENTITY = Identity("m1", "n1", "one", "h:1", True, {"n1": "h:1"}, {"n2": "h:2"})
 
@@ -123,3 +125,29 @@ def test_a_ledger_that_does_not_say_where_it_is_is_damaged_to_all_who_read_it(
         copy_ledger(path, tmp_path, Disk())
     with pytest.raises(Damaged, match="it says None"):
         open_at(path, index)
+
+
+@pytest.mark.parametrize("table", ["member", "departed"])
+def test_a_node_whose_members_cannot_be_read_does_not_start_and_says_why(
+    tmp_path: Path, table: str
+) -> None:
+    root = copy_of_template(tmp_path, 1)
+    path = LedgerDirectory(root).prepare()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        query = "SELECT min(rootpage) FROM sqlite_schema WHERE tbl_name = ?"
+        (page,) = db.execute(query, (table,)).fetchone()
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * PAGE_BYTES : (page - 1) * PAGE_BYTES + 8] = b"\xff" * 8
+    path.write_bytes(data)
+
+    with pytest.raises(Damaged, match=r"the ledger is damaged: .*malformed"):
+        Node(root, Random(1))
+
+
+def test_a_ledger_whose_revision_is_no_number_is_damaged() -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE ledger (applied_index, applied_term)")
+        db.execute("INSERT INTO ledger VALUES (NULL, 1)")
+
+        with pytest.raises(Damaged, match="which revision"):
+            applied_of(db)
