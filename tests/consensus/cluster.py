@@ -141,6 +141,18 @@ class MemoryEnd:
         self.handler.link_down(peer)
 
 
+class AtOnce:
+    """Blocking work done on the spot."""
+
+    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except (OSError, ConsensusError, sqlite3.Error) as failure:
+            error = failure
+        done(error)
+
+
 @dataclass(slots=True)
 class LateBackground:
     """Blocking work is done when its virtual time has come; a dead owner hears nothing."""
@@ -151,14 +163,8 @@ class LateBackground:
 
     def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
         def finish() -> None:
-            if not self.is_alive:
-                return
-            error: BaseException | None = None
-            try:
-                work()
-            except (OSError, ConsensusError, sqlite3.Error) as failure:
-                error = failure
-            done(error)
+            if self.is_alive:
+                AtOnce().run(work, done)
 
         self.world.after(self.world.rng.randrange(*self.delay_us), finish)
 

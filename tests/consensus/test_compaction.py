@@ -15,24 +15,11 @@ from consensus.compaction import checkpoint_at_once
 from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
-from consensus.errors import ConsensusError
 from consensus.ledger import Ledger
 from consensus.snapshots import Snapshots, wal_bytes
-from tests.consensus.cluster import Cluster, MemoryEnd
+from tests.consensus.cluster import AtOnce, Cluster, MemoryEnd
 from tests.consensus.test_autopilot import admit, founded
 from tests.consensus.test_cores import accepted, submit
-
-
-class AtOnce:
-    """Blocking work done on the spot."""
-
-    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        error: BaseException | None = None
-        try:
-            work()
-        except (OSError, ConsensusError, sqlite3.Error) as failure:
-            error = failure
-        done(error)
 
 
 def fill(cluster: Cluster, first: int, last: int) -> Core:
