@@ -65,22 +65,23 @@ def commit() -> str:
 
 
 @contextlib.contextmanager
-def folder_of_a_run() -> Iterator[Path]:
+def folder_of_a_run(folder_of_runs: Path | None = None) -> Iterator[Path]:
     """A folder that is known to be left over as soon as this process is gone."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder_of_runs) as name:
         folder = Path(name)
         with (folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
 
 
-def sweep() -> list[str]:
+def sweep(folder_of_runs: Path | None = None) -> list[str]:
     """End and remove what killed runs have left: their nodes and folders. What was found.
 
     Networks and mounts went with the namespaces of those runs. A run that goes on is left alone.
     """
     found = []
-    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
+    runs = folder_of_runs or Path(tempfile.gettempdir())
+    for folder in sorted(runs.glob(f"{PREFIX}*")):
         try:
             lock = (folder / LOCK).open("r+")
         except OSError:

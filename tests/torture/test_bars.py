@@ -210,9 +210,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
-        monkeypatch.setattr(tempfile, "tempdir", name)
         yield Path(name)
 
 
@@ -226,7 +225,7 @@ def test_what_a_killed_run_left_is_ended_and_removed(short_folder: Path) -> None
     node = subprocess.Popen(command)
 
     try:
-        said = host.sweep()
+        said = host.sweep(short_folder)
 
         assert node.wait(timeout=30) < 0
         assert said == [f"removed {left} of a killed run, and 1 processes"]
@@ -237,8 +236,10 @@ def test_what_a_killed_run_left_is_ended_and_removed(short_folder: Path) -> None
 
 
 def test_a_run_that_goes_on_is_left_alone(short_folder: Path) -> None:
-    with host.folder_of_a_run() as folder:
-        assert host.sweep() == [f"another run goes on in {folder}: figures of both will suffer"]
+    with host.folder_of_a_run(short_folder) as folder:
+        said = host.sweep(short_folder)
+
+        assert said == [f"another run goes on in {folder}: figures of both will suffer"]
         assert (folder / host.LOCK).exists()
 
     assert not folder.exists()
