@@ -17,8 +17,7 @@ from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.ledger import Applied
 from consensus.snapshots import SnapshotFile, copy_ledger
-from tests.consensus.cluster import Cluster
-from tests.consensus.test_compaction import AtOnce
+from tests.consensus.cluster import AtOnce, Cluster
 from tests.consensus.test_cores import accepted, holds_all, submit, three
 
 TINY = {"compact_entries": 20, "keep_entries": 5, "segment_bytes_max": 4_096}
@@ -118,6 +117,28 @@ def test_a_journal_that_ends_before_the_ledger_refuses_to_start(tmp_path: Path) 
     Journal(root / "journal", background=AtOnce()).close()
 
     with pytest.raises(Damaged, match="must come back as a new one"):
+        cluster.start("n2")
+
+
+@pytest.mark.parametrize("from_end", [1, 20, 60])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_rot_in_a_last_group_that_was_applied_is_seen_though_nothing_in_the_journal_proves_it(
+    tmp_path: Path, from_end: int, is_cut: bool
+) -> None:
+    cluster = three(tmp_path)
+    accepted(cluster.propose("n1", submit(1)))
+    cluster.world.run(cluster.agree)
+    segment = max((tmp_path / "n2" / "journal").glob("*.journal"))
+    last = cluster.cores["n2"].engine.last_index
+    cluster.kill("n2")
+    data = bytearray(segment.read_bytes())
+    if is_cut:
+        del data[-from_end:]
+    else:
+        data[-from_end] ^= 0x10
+    segment.write_bytes(data)
+
+    with pytest.raises(Damaged, match=f"the ledger has applied {last}, which the journal"):
         cluster.start("n2")
 
 
