@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -62,8 +62,8 @@ class Aborted(Exception):
 class Context:
     """What gRPC hands a service, as far as services use it."""
 
-    def __init__(self, principal: str) -> None:
-        self._principal = principal
+    def __init__(self, principal: str, call_s: float = CALL_S) -> None:
+        self._principal, self._call_s = principal, call_s
         self.written: deque[Message] = deque(maxlen=REPLIES_MAX)
         self.written_count = 0
 
@@ -75,7 +75,7 @@ class Context:
         return "unix:"
 
     def time_remaining(self) -> float:
-        return CALL_S
+        return self._call_s
 
     async def write(self, message: Message) -> None:
         self.written.append(message)
@@ -149,6 +149,15 @@ class Served:
         """Whether time must pass, because somebody else is at work."""
         return self.reads._waiting_count > 0
 
+    def admitting(self, method: str) -> Callable[[Any], Awaitable[None]]:
+        """What looks at who calls, as the interceptor of a node does."""
+        has_left = self.replica.core.membership.has_left
+
+        async def admit(context: Any) -> None:
+            await guard._admit(method, context, has_left)
+
+        return admit
+
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, ANSWER_S_MAX))
 
@@ -178,7 +187,7 @@ class Called(Served):
         behavior = getattr(self._service(service), method)
         is_stream = method in ("Watch",)
         wrap = guard._streaming if is_stream else guard._answering
-        self._answer = wrap(behavior, f"/quorumesh.v1.{name}")
+        self._answer = wrap(behavior, self.admitting(f"/quorumesh.v1.{name}"))
         self._principal = "node:n2" if method == "Entries" else "client:c"
         if self._is_join:
             self._honest = self._invite(honest)  # type: ignore[arg-type]
@@ -307,7 +316,7 @@ class Worked(Served):
                 yield message
                 await asyncio.sleep(0)
 
-        answer = guard._streaming(self._service.Work, "/quorumesh.v1.Workers/Work")
+        answer = guard._streaming(self._service.Work, self.admitting("/quorumesh.v1.Workers/Work"))
         try:
             await answer(requests(), Context("local:worker"))
         except Aborted:

@@ -12,7 +12,7 @@ from quorumesh.v1 import mesh_pb2, tasks_pb2
 from mesh.identity import new_key, new_request
 from node.api.errors import Refusal
 from node.joining import dial_back
-from tests.hostile.services import TASK, Aborted, Called, Context
+from tests.hostile.services import ANSWER_S_MAX, TASK, Aborted, Called, Context
 
 WIDEST = (1 << 64) - 1
 
@@ -35,10 +35,10 @@ def test_a_host_whose_name_no_certificate_can_bear_is_refused_before_it_is_admit
     members = joined.replica.ledger.members()
 
     with pytest.raises(Aborted, match="INVALID_ARGUMENT: name 'zwei ü'"):
-        joined.run(joined._answer(request, Context(joined._principal)))
+        joined.run(joined._answer(request, Context(joined._principal, call_s=ANSWER_S_MAX)))
 
     assert joined.replica.ledger.members() == members
-    joined.run(joined._answer(joined._honest, Context(joined._principal)))
+    joined.run(joined._answer(joined._honest, Context(joined._principal, call_s=ANSWER_S_MAX)))
     assert len(joined.replica.ledger.members()) == len(members) + 1
 
 
