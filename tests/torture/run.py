@@ -210,7 +210,7 @@ class Conduct:
 
     def _is_over(self) -> bool:
         elapsed_s = time.monotonic() - self._began_s
-        if elapsed_s >= max(3 * self._order.seconds, RUN_S_MIN):
+        if elapsed_s >= max(4 * self._order.seconds, RUN_S_MIN):
             return True
         return elapsed_s >= self._order.seconds and len(self._report.faults) >= self._faults_min
 

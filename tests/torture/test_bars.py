@@ -221,10 +221,14 @@ def test_what_a_killed_run_left_is_ended_and_removed(short_folder: Path) -> None
     (left / host.LOCK).touch()
     other = short_folder / f"{host.PREFIX}other"
     other.mkdir()
-    command = [sys.executable, "-c", "import signal; signal.pause()", f"{left}/node-1"]
-    node = subprocess.Popen(command)
+    code = "import signal; print('runs', flush=True); signal.pause()"
+    command = [sys.executable, "-c", code, f"{left}/node-1"]
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     try:
+        assert node.stdout is not None
+        assert node.stdout.readline() == "runs\n"  # before, its command line may still be empty
+
         said = host.sweep(short_folder)
 
         assert node.wait(timeout=30) < 0
@@ -232,7 +236,7 @@ def test_what_a_killed_run_left_is_ended_and_removed(short_folder: Path) -> None
         assert os.listdir(short_folder) == [other.name]
     finally:
         node.kill()
-        node.wait()
+        node.communicate()
 
 
 def test_a_run_that_goes_on_is_left_alone(short_folder: Path) -> None:
