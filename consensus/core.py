@@ -437,7 +437,7 @@ class Core:
     @property
     def trouble(self) -> str:
         """Why this node can write nothing, and what helps; empty when it can."""
-        return self._storage.trouble or self.snapshots.damage
+        return self._storage.trouble or self.snapshots.damage or self.diverged
 
     @property
     def reader(self) -> Reader:

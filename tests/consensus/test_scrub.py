@@ -329,6 +329,7 @@ def test_an_altered_ledger_takes_its_node_out_of_service_and_the_others_go_on(
         cluster.world.run(lambda: False, ms_max=10 * SCRUB_MS)
 
     assert core.diverged and (tmp_path / altered / "DIVERGED").exists()
+    assert core.diverged in core.trouble and not core.view().writable
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
     answers: list[object] = []
     for refused in (
