@@ -9,7 +9,6 @@ from typing import Protocol
 
 from quorumesh.v1.ledger_pb2 import Bootstrap
 
-from consensus.engine.config import UNAPPLIED_BYTES_MAX
 from consensus.engine.disk import Disk
 from consensus.ledger import Applied
 from consensus.ports import Background, Clock, Link
@@ -42,7 +41,6 @@ class ReplicaConfig:
     keep_entries: int = 4_000
     voters_max: int = 5
     segment_bytes_max: int = 8 << 20
-    unapplied_bytes_max: int = UNAPPLIED_BYTES_MAX  # committed; with more, no entries are taken
     scrub_ms: int = 600_000  # between two comparisons of whole ledgers; 0: never
 
 

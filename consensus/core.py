@@ -113,11 +113,7 @@ class Core:
         voters = dict(self.ledger.voters()) or dict(config.joined_voters)
         if not voters and config.founding is not None:
             voters = {config.node_id: config.address}
-        engine_config = EngineConfig(
-            node_id=config.node_id,
-            voters=voters,
-            unapplied_bytes_max=config.unapplied_bytes_max,
-        )
+        engine_config = EngineConfig(node_id=config.node_id, voters=voters)
         self._fallback_ms = engine_config.leader_fallback_ms
         return Engine(
             engine_config,

@@ -14,9 +14,6 @@ SNAPSHOT_RESEND_MS = 1_000
 SNAPSHOT_REFUSED_MS = 1_000  # a peer that threw a copy away, such as for its disk, is sent none
 NEEDED_MS_MAX = 5_000  # a peer not heard for so long holds up no compaction
 OUTBOX_FRAMES_MAX = 65_536
-# A fifth of what a journal may grow to: the rest is for what is not compacted yet, and for the window
-# that may be under way when a follower that cannot apply says that it takes no more.
-UNAPPLIED_BYTES_MAX = 64 << 20
 APPLY_ENTRIES_PER_TICK_MAX = 256
 APPLY_MS_PER_TICK_MAX = 20  # then heartbeats have their turn; one entry may take longer
 LINK_LOST_WAIT_MS = (50, 150)  # before asking for pre-votes once the link to the leader broke
@@ -36,4 +33,3 @@ class EngineConfig:
     election_ms_max: int = 900
     heartbeat_ms: int = 60
     leader_fallback_ms: int = 1_500
-    unapplied_bytes_max: int = UNAPPLIED_BYTES_MAX

@@ -49,11 +49,6 @@ def entries_received(seat: Seat, peer: str, term: int, append: AppendEntries) ->
         )
         return
     seat.machine.leader_counted_ms(append.counted_ms)
-    if seat.has_too_much_to_apply():
-        # The leader hears that this node lives, and no more: whatever it was sent is sent again
-        # once a frame finds that it has not been stored.
-        seat.say(peer, Frame(append_reply=AppendReply()))
-        return
     prev_index, entries = append.prev_index, list(append.entries)
     if prev_index < journal.base_index:
         # What is below the base is committed, so it is the same in every leader's log.

@@ -16,7 +16,6 @@ from consensus.engine.journal import Journal
 from consensus.engine.outbox import Outbox
 from consensus.engine.ports import Machine, SnapshotFile, SnapshotStore
 from consensus.engine.raft import Raft
-from consensus.engine.unapplied import Backlog
 from consensus.ports import Clock
 
 
@@ -90,7 +89,6 @@ class Seat:
         self.leader_heard_ms = NEVER_MS
         self.answered: tuple[str, int, int] = ("", 0, NEVER_MS)  # to whom, up to where, when
         self.counters = Counters()
-        self._backlog = Backlog(config.unapplied_bytes_max)
 
     def now_ms(self) -> int:
         return self.clock.monotonic_ms()
@@ -120,14 +118,6 @@ class Seat:
         """
         since_ms = self.now_ms() - self.config.heartbeat_ms // 2
         return self.answered[:2] == (peer, verified) and self.answered[2] > since_ms
-
-    def has_too_much_to_apply(self) -> bool:
-        """Whether so much is committed and not applied here that no more entries are to be taken."""
-        return self._backlog.is_too_much(
-            self.journal,
-            applied_index=self.raft.applied_index,
-            commit_index=self.raft.commit_index,
-        )
 
     def say(self, peer: str, frame: Frame, *, needs_offset: int = 0) -> bool:
         """Send a frame in this term once the journal is durable up to the offset it needs."""
