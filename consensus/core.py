@@ -44,8 +44,8 @@ from consensus.storage import (
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
-# What a removed node may say: how much of the log it has, until it has read of its removal. If its
-# term is newer, that costs one election; its link is taken for a minute of counted time only.
+# What a removed node may say, in no newer term than ours: how much of the log it has, until it has
+# read of its removal.
 FAREWELL_KINDS = frozenset({"append_reply", "snapshot_reply"})
 
 log = logging.getLogger("consensus.core")
@@ -385,7 +385,7 @@ class Core:
                 self.membership.receive(peer, frame.propose.change)
             is_part = self.membership.is_part(peer)
             self.forwarding.receive(peer, frame.propose, is_part=is_part)
-        elif kind not in FAREWELL_KINDS and self.membership.has_left(peer):
+        elif self.membership.has_left(peer) and not self._is_farewell(frame, kind):
             self.engine.counters.frames_refused += 1
         elif kind == "propose_reply":
             if frame.propose_reply.HasField("change"):
@@ -400,6 +400,9 @@ class Core:
         else:
             self.engine.frame_received(peer, frame)
         self._on_wake()
+
+    def _is_farewell(self, frame: Frame, kind: str | None) -> bool:
+        return kind in FAREWELL_KINDS and frame.term <= self.engine.term
 
     def view(self) -> ReplicaView:
         """Counters and states for status, cheap to ask for."""

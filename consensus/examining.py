@@ -43,6 +43,15 @@ _UNREADABLE = (
     DecodeError,
     Damaged,
 )
+# What SQLite says when the copy's place fails it, and not what is in the copy.
+_OF_THE_PLACE = frozenset({
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED,
+})  # fmt: skip
+
+
+class CannotWork(OSError):
+    """The copy could not be worked on where it lies, which says nothing of the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +140,17 @@ def _checked(name: str, look: Callable[[], str]) -> Check:
     except CannotApply as error:
         return Check(name, None, f"it is of another release: {error}; upgrade quorumesh")
     except OSError as error:
-        if is_full(error):
+        if isinstance(error, CannotWork) or is_full(error):
             raise
         return Check(name, False, f"it cannot be read: {error.strerror or error}")
 
 
 def _judged(error: Exception, text: str) -> Damaged:
-    """What an error says of the ledger. OSError instead when the copy had no room: that says nothing."""
+    """What an error says of the ledger. CannotWork instead when it speaks of the place of the copy."""
     if is_full(error):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise CannotWork(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_PLACE:
+        raise CannotWork(errno.EIO, f"a copy of the ledger cannot be worked on: {error}") from error
     return Damaged(f"{text}: {error}")
 
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from quorumesh.v1.ledger_pb2 import Command, Submit
 from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
 
+from consensus import examining
 from node.cli import exits
 from node.cli.main import cli
 from node.comparing import judge
@@ -259,6 +260,21 @@ def test_want_of_room_for_the_copy_is_never_taken_for_damage(home: Path, more_by
     assert process.returncode in (exits.BAD_INPUT, exits.OK), said
     assert ("no room in" in said) == (process.returncode == exits.BAD_INPUT)
     assert process.returncode == exits.BAD_INPUT or more_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN]
+)
+def test_a_place_that_fails_the_copy_is_never_taken_for_damage(code: int) -> None:
+    def fails() -> str:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = (
+            code | 19 << 8
+        )  # an extended code, as for what lies beside the file
+        raise examining._judged(error, "the ledger is damaged")
+
+    with pytest.raises(examining.CannotWork):
+        examining._checked("ledger", fails)
 
 
 def test_help_says_how_a_damaged_node_comes_back() -> None:

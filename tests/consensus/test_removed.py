@@ -15,11 +15,13 @@ from quorumesh.v1.peer_pb2 import (
     Propose,
     RequestVote,
     ScrubDigest,
+    SnapshotReply,
     TimeoutNow,
     VoteReply,
 )
 
 from consensus.core import Core
+from consensus.engine.config import TERM_MAX
 from consensus.errors import Refusal
 from tests.consensus.cluster import Cluster
 from tests.consensus.test_cores import accepted, submit, three
@@ -132,6 +134,9 @@ def test_a_removed_node_can_neither_lead_nor_vote_nor_end_a_term(tmp_path: Path,
         Frame(term=term, pre_vote=PreVote(term=term + 1, last_index=last + 9, last_term=term)),
         Frame(term=term, vote_reply=VoteReply()),
         Frame(term=core.engine.term, timeout_now=TimeoutNow()),
+        Frame(term=term, append_reply=AppendReply()),
+        Frame(term=TERM_MAX, append_reply=AppendReply()),
+        Frame(term=term, snapshot_reply=SnapshotReply()),
     ]
 
     for frame in frames:
