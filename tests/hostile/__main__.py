@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.hostile.kinds import KINDS
-from tests.hostile.results import Result, commit_here, load, report
+from tests.hostile.results import Result, commit_here, load, missing, report
 from tests.hostile.running import Broken, Tally, run_kind
+
+BAR_INPUTS = 1_000_000  # of every kind
 
 
 def main() -> int:
@@ -23,7 +25,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="kinds at a time, a process each")
     parser.add_argument("--round", type=int, help="only this round, to see a failure again")
     parser.add_argument("--out", type=Path, help="keep what was found here, and go on from it")
-    parser.add_argument("--report", type=Path, help="only show what was found there")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help=f"only show what was found there; {BAR_INPUTS:,} of all are wanted",
+    )
     options = parser.parse_args()
     if options.report is not None:
         return _report(options.report)
@@ -43,7 +49,9 @@ def _run_one(kind: str, options: argparse.Namespace) -> int:
         return 0
     is_same = found is not None and found.seed == options.seed and not found.broken
     start = found.tally if found is not None and is_same else Tally(kind)
-    result = Result(start, options.inputs, options.seed, commit_here())
+    before = found.commits if found is not None and is_same else ()
+    commits = tuple(dict.fromkeys((*before, commit_here())))
+    result = Result(start, options.inputs, options.seed, commits)
 
     def keep(tally: Tally, broken: str = "") -> None:
         nonlocal result
@@ -95,9 +103,13 @@ def _run_each(kinds: list[str], options: argparse.Namespace) -> int:
 
 
 def _report(folder: Path) -> int:
+    """Shows what is there. 1 unless every kind has had its inputs, and none of them did harm."""
     results = [found for kind in KINDS if (found := load(folder, kind)) is not None]
     print("\n".join(report(results)))
-    return 1 if any(result.broken for result in results) else 0
+    lacking = missing(results, sorted(KINDS), inputs=BAR_INPUTS)
+    if lacking:
+        print(f"MISSED {BAR_INPUTS:,} inputs of {len(lacking)} kinds: {', '.join(lacking)}")
+    return 1 if lacking or any(result.broken for result in results) else 0
 
 
 if __name__ == "__main__":

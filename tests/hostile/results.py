@@ -15,12 +15,12 @@ PROGRAM = ("consensus", "mesh", "node", "proto", "tests/hostile")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A kind's run so far, or how it ended. `commit` is the program's when the run last went on."""
+    """A kind's run so far, or how it ended. `commits` are the program's, each time it went on."""
 
     tally: Tally
     inputs_wanted: int
     seed: int
-    commit: str
+    commits: tuple[str, ...]
     broken: str = ""  # what an input did that none may
 
     @property
@@ -33,7 +33,7 @@ class Result:
 
     def save(self, folder: Path) -> None:
         told = {**asdict(self.tally), "inputs_wanted": self.inputs_wanted, "seed": self.seed}
-        told |= {"commit": self.commit, "uncaught": int(bool(self.broken))}
+        told |= {"commits": self.commits, "uncaught": int(bool(self.broken))}
         told["broken"] = self.broken[:SAID_CHARS_MAX]
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{self.tally.kind}.json.tmp"
@@ -48,7 +48,9 @@ def load(folder: Path, kind: str) -> Result | None:
         return None
     told = json.loads(path.read_text(encoding="utf-8"))
     tally = Tally(**{field.name: told[field.name] for field in fields(Tally)})
-    return Result(tally, told["inputs_wanted"], told["seed"], told["commit"], told["broken"])
+    # Until there were several, a file named the last one only.
+    commits = tuple(told.get("commits") or [f"?..{told['commit']}"])
+    return Result(tally, told["inputs_wanted"], told["seed"], commits, told["broken"])
 
 
 def commit_here() -> str:
@@ -61,10 +63,16 @@ def commit_here() -> str:
     return name + ("+" if git("status", "--porcelain", "--", *PROGRAM).strip() else "")
 
 
+def missing(results: list[Result], kinds: list[str], *, inputs: int) -> list[str]:
+    """The kinds that have not had so many inputs yet."""
+    had = {result.tally.kind: result.tally.inputs for result in results}
+    return [kind for kind in kinds if had.get(kind, 0) < inputs]
+
+
 def report(results: list[Result]) -> list[str]:
     """A table, a line for each kind, and the sum."""
     lines = [
-        f"{'kind':<24} {'inputs':>10} {'seed':>4} {'commit':<13} {'CPU s':>7} {'µs':>6} "
+        f"{'kind':<24} {'inputs':>10} {'seed':>4} {'commits':<27} {'CPU s':>7} {'µs':>6} "
         f"{'accepted':>9} {'refused':>9} {'MiB':>5} uncaught"
     ]
     for result in results:
@@ -74,7 +82,7 @@ def report(results: list[Result]) -> list[str]:
             "" if result.is_over or result.broken else " so far"
         )
         lines.append(
-            f"{tally.kind:<24} {tally.inputs:>10,} {result.seed:>4} {result.commit:<13} "
+            f"{tally.kind:<24} {tally.inputs:>10,} {result.seed:>4} {' '.join(result.commits):<27} "
             f"{tally.cpu_seconds:>7,.0f} {each_us:>6,.0f} {tally.accepted:>9,} "
             f"{tally.refused:>9,} {tally.rss_growth_bytes / (1 << 20):>5.1f} {state}"
         )

@@ -79,12 +79,12 @@ def test_a_run_that_was_stopped_goes_on_with_the_next_round() -> None:
 
 def test_what_was_found_is_kept_and_only_what_held_is_not_tried_again(tmp_path: Path) -> None:
     tally = Tally("token", inputs=1_000, accepted=10, refused=990, round_count=1)
-    Result(tally, 1_000, SEED, "abc").save(tmp_path)
-    Result(Tally("profile", inputs=5), 1_000, SEED, "abc", "KeyError: 6").save(tmp_path)
+    Result(tally, 1_000, SEED, ("abc", "def")).save(tmp_path)
+    Result(Tally("profile", inputs=5), 1_000, SEED, ("abc",), "KeyError: 6").save(tmp_path)
 
     held, broke = results.load(tmp_path, "token"), results.load(tmp_path, "profile")
 
-    assert held is not None and held.tally == tally
+    assert held is not None and held.tally == tally and held.commits == ("abc", "def")
     assert held.has_held(inputs=1_000, seed=SEED)
     assert not held.has_held(inputs=1_001, seed=SEED)
     assert not held.has_held(inputs=1_000, seed=SEED + 1)
@@ -92,3 +92,13 @@ def test_what_was_found_is_kept_and_only_what_held_is_not_tried_again(tmp_path: 
     assert results.load(tmp_path, "sealed-key") is None
     assert results.report([held, broke])[-1].startswith("1 kinds are through, 1,005 inputs in")
     assert results.report([held, broke])[-1].endswith("1 uncaught errors")
+
+
+def test_a_report_of_too_few_inputs_is_missed(tmp_path: Path) -> None:
+    known = sorted(KINDS)
+    enough = [Result(Tally(kind, inputs=1_000), 1_000, SEED, ("abc",)) for kind in known]
+
+    assert results.missing([], known, inputs=1) == known
+    assert results.missing(enough, known, inputs=1_000) == []
+    assert results.missing(enough, known, inputs=1_001) == known
+    assert results.missing(enough[1:], known, inputs=1_000) == known[:1]
