@@ -96,7 +96,8 @@ def test_a_run_is_told_which_bar_it_missed(kind: str, other: dict[str, Any], bar
 
 
 def test_slack_makes_bars_of_time_longer_and_no_other_and_counts_for_no_minute() -> None:
-    slow = [{**FAULT, "write_gap_s": 4.0, "rate_before_per_s": 49.0}] * 9
+    slow = [{**FAULT, "write_gap_s": 6.0, "rate_before_per_s": 49.0}] * 4
+    slow += [{**FAULT, "write_gap_s": 1.4, "rate_before_per_s": 49.0}] * 5
     run = run_of("kill-leader", faults=slow, digests_equal_s=25.0, lost=1)
 
     assert missed(bars.of_run({**run, "slack": 3.0})) == [
@@ -104,6 +105,8 @@ def test_slack_makes_bars_of_time_longer_and_no_other_and_counts_for_no_minute()
         "submits lost",
     ]
     assert len(missed(bars.of_run(run))) == 4
+    always = run_of("kill-leader", faults=[{**FAULT, "write_gap_s": 1.6}] * 9, slack=3.0)
+    assert missed(bars.of_run(always)) == ["write gap, leader: median"]
     easy = [{**one, "slack": 3.0} for one in whole()]
     assert missed(bars.of_all(easy)) == ["kinds x 3 seeds x 60 s"]
 
