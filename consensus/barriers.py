@@ -30,6 +30,7 @@ class Barriers:
         self._core = core
         self._joining: list[tuple[int, Answer]] = []  # of this turn of the loop, with deadlines
         self._waiting: list[tuple[int, int, Answer]] = []  # a heap by deadline; some are answered
+        self._open_count = 0  # readers that have not returned
         self._ids = itertools.count()
         self._is_closed = False
 
@@ -37,20 +38,27 @@ class Barriers:
         """The revision of a barrier that was asked for after this call. Unavailable: not in time."""
         if self._is_closed:
             raise Unavailable("this node has stopped")
-        if len(self._waiting) >= BARRIER_READERS_MAX:
+        if self._open_count >= BARRIER_READERS_MAX:
+            raise Unavailable("too many readers wait for a barrier")
+        self._open_count += 1
+        try:
+            return await self._join(self._core.now_ms() + timeout_ms)
+        finally:
+            self._open_count -= 1
+
+    def _join(self, deadline_ms: int) -> Answer:
+        # Swept once in so many readers, so that none of them pays for all.
+        if len(self._waiting) >= 2 * BARRIER_READERS_MAX:
             self._waiting = [one for one in self._waiting if not one[2].done()]
             heapq.heapify(self._waiting)
-        if len(self._waiting) >= BARRIER_READERS_MAX:
-            raise Unavailable("too many readers wait for a barrier")
         loop = asyncio.get_running_loop()
         answer: Answer = loop.create_future()
-        deadline_ms = self._core.now_ms() + timeout_ms
         heapq.heappush(self._waiting, (deadline_ms, next(self._ids), answer))
         # Later readers need a later entry: this one may be ordered before what they must see.
         if not self._joining:
             loop.call_soon(self._ask)
         self._joining.append((deadline_ms, answer))
-        return await answer
+        return answer
 
     def _ask(self) -> None:
         readers, self._joining = self._joining, []
