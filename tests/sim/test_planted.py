@@ -1,13 +1,14 @@
-"""Each planted bug is caught within 200 seeds.
+"""Each planted bug is caught within 200 seeds, by a promise that it breaks.
 
-The rare ones are not, or only after minutes: tests named for them hold them every day
-(tests/engine/test_planted.py, tests/engine/test_rules.py, tests/consensus/test_churn.py).
+The rare ones only after minutes: tests named for them hold them every day
+(tests/engine/test_planted.py, tests/engine/test_rules.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -20,6 +21,8 @@ SEEDS_MAX = 200
 RARE = ("truncate-always",)
 # Where of the 200 seeds the search begins, for those whose first catch takes a while to reach.
 FIRST_SEED = {"termless-ack": 38}
+# A bug that is planted where nothing grows any more ends in one of these, and has not been caught.
+WITHERED = re.compile(r"(Name|Attribute|Type|Key|Index|Value|Import|ModuleNotFound)Error: ")
 LOOKS_FOR_RARE = bool(os.environ.get("SIM_PLANTED_ALL"))
 
 
@@ -37,4 +40,4 @@ def test_a_planted_bug_is_caught(name: str) -> None:
     last = json.loads(ended.stdout.splitlines()[-1])
     print(f"{name}: seed {last['seed']}: {last['violation']}")
     assert ended.returncode == 1, "not caught"
-    assert last["violation"]
+    assert last["violation"] and not WITHERED.match(last["violation"])
