@@ -385,7 +385,7 @@ class Core:
                 self.membership.receive(peer, frame.propose.change)
             is_part = self.membership.is_part(peer)
             self.forwarding.receive(peer, frame.propose, is_part=is_part)
-        elif self.membership.has_left(peer) and not self._is_farewell(frame, kind):
+        elif not self._is_farewell(frame, kind) and self.membership.has_left(peer):
             self.engine.counters.frames_refused += 1
         elif kind == "propose_reply":
             if frame.propose_reply.HasField("change"):

@@ -353,14 +353,20 @@ def test_a_leader_hands_over_to_a_voter_that_holds_everything() -> None:
     assert world.violations == []
 
 
-def test_a_joiner_far_behind_is_given_a_copy_and_then_the_entries_after_it() -> None:
+def without_its_first(count: int) -> tuple[World, str]:
+    """A settled world and its leader; so many values were written, and no journal holds them."""
     world, leader, _ = settled()
-    for at in range(300):
+    for at in range(count):
         world.propose(leader, b"value %d" % at)
         world.run(3)
     world.run(500)
     for node in world.nodes.values():
         node.journal.drop_to(node.applied_index)
+    return world, leader
+
+
+def test_a_joiner_far_behind_is_given_a_copy_and_then_the_entries_after_it() -> None:
+    world, leader = without_its_first(300)
     joiner = world.join("n4")
     world.run(100)
     world.nodes[leader].engine.feed("n4")
@@ -374,13 +380,7 @@ def test_a_joiner_far_behind_is_given_a_copy_and_then_the_entries_after_it() -> 
 
 
 def test_a_peer_whose_disk_refuses_copies_is_not_sent_one_after_the_other() -> None:
-    world, leader, _ = settled()
-    for at in range(100):
-        world.propose(leader, b"value %d" % at)
-        world.run(3)
-    world.run(500)
-    for node in world.nodes.values():
-        node.journal.drop_to(node.applied_index)
+    world, leader = without_its_first(100)
     joiner = world.join("n4")
     joiner.throws_copies_away = True
     world.run(100)

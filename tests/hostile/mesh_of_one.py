@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,9 +13,9 @@ from quorumesh.v1.peer_pb2 import AppendEntries, AppendReply, Frame, PreVoteRepl
 from quorumesh.v1.tasks_pb2 import BallotSpec, TaskSpec
 
 from consensus.core import Core, Ports, ReplicaConfig
-from consensus.errors import ConsensusError
 from consensus.ledger import invariants
 from consensus.ports import LinkHandler
+from tests.consensus.cluster import AtOnce
 from tests.ledger.world import claim_command, open_command, sub, submit_command
 
 PEERS = ("n2", "n3")
@@ -70,13 +69,7 @@ class Later:
 
     def drain(self) -> None:
         for _ in range(len(self._waiting)):
-            work, done = self._waiting.popleft()
-            error: BaseException | None = None
-            try:
-                work()
-            except (OSError, ConsensusError, sqlite3.Error) as failure:
-                error = failure
-            done(error)
+            AtOnce().run(*self._waiting.popleft())
 
 
 class Node:
