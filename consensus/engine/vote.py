@@ -10,8 +10,8 @@ from pathlib import Path
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, StorageFailed
 
-HEAD = struct.Struct("<4sIQ")  # magic, CRC-32 of term and name, term
-MAGIC = b"QMV1"
+HEAD = struct.Struct("<4sIQ")  # magic, CRC-32 of magic, term and name, term
+MAGIC = b"QMV2"
 TERM = struct.Struct("<Q")
 NAME_BYTES_MAX = 256
 
@@ -63,7 +63,7 @@ class VoteRecord:
 def encode(term: int, voted_for: str | None) -> bytes:
     name = (voted_for or "").encode()
     assert len(name) <= NAME_BYTES_MAX
-    return HEAD.pack(MAGIC, zlib.crc32(TERM.pack(term) + name), term) + name
+    return HEAD.pack(MAGIC, _checksum(term, name), term) + name
 
 
 def decode(data: bytes, path: Path) -> tuple[int, str | None]:
@@ -71,9 +71,15 @@ def decode(data: bytes, path: Path) -> tuple[int, str | None]:
         raise Damaged(f"the vote record {path} is cut short; this node must come back as a new one")
     magic, crc, term = HEAD.unpack_from(data)
     name = data[HEAD.size :]
-    if magic != MAGIC or len(name) > NAME_BYTES_MAX or zlib.crc32(TERM.pack(term) + name) != crc:
+    if magic != MAGIC or len(name) > NAME_BYTES_MAX or _checksum(term, name) != crc:
         raise Damaged(f"the vote record {path} is damaged; this node must come back as a new one")
     try:
         return term, name.decode() or None
     except UnicodeDecodeError as error:
         raise Damaged(f"the vote record {path} names nobody: {error}") from error
+
+
+def _checksum(term: int, name: bytes) -> int:
+    # With the magic, for a CRC-32 that begins with 32 ones is blind to the zeros that follow them:
+    # ones over checksum and term would be believed.
+    return zlib.crc32(MAGIC + TERM.pack(term) + name)

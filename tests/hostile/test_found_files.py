@@ -12,7 +12,9 @@ import pytest
 
 from consensus.copying import applied_of, copy_ledger, verify_database
 from consensus.directory import LedgerDirectory
+from consensus.engine import VoteRecord
 from consensus.engine.disk import Disk
+from consensus.engine.vote import MAGIC
 from consensus.errors import Damaged
 from consensus.examining import examine
 from consensus.scrub import is_damage, open_at
@@ -48,6 +50,18 @@ def test_files_nested_too_deeply_are_damaged(tmp_path: Path) -> None:
     with pytest.raises(BootError, match="is damaged"):
         read_identity(tmp_path / "node.json")
     assert read_members(tmp_path) == {}
+
+
+@pytest.mark.parametrize("zero_bytes", [4, 5, 8, 40])
+def test_a_vote_that_was_overwritten_with_ones_and_zeros_is_damaged(
+    tmp_path: Path, zero_bytes: int
+) -> None:
+    """Its checksum was once blind to this, and the node believed a term of 32 ones."""
+    path = tmp_path / "vote"
+    path.write_bytes(MAGIC + b"\xff" * 8 + b"\x00" * zero_bytes)
+
+    with pytest.raises(Damaged, match="damaged"):
+        VoteRecord(path)
 
 
 def test_a_ledger_with_rows_that_nobody_wrote_is_damaged(tmp_path: Path) -> None:
