@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine import Journal, VoteRecord
 from consensus.engine.opening import segment_name
-from consensus.errors import ConsensusError, Damaged, StorageFailed
+from consensus.errors import Damaged, StorageFailed
 from consensus.examining import examine
 from consensus.ledger import CannotApply
 from consensus.storage import open_ledger
@@ -21,7 +19,7 @@ from mesh.credentials import ClientCredentials
 from mesh.identity import Principal, key_pem, new_key
 from node import folder as node_folder
 from tests.engine.disk import SimDisk
-from tests.hostile.mesh_of_one import Later, Node, copy_of_template, template
+from tests.hostile.mesh_of_one import Later, copy_of_template
 from tests.hostile.mutating import bend, bend_text
 from tests.hostile.papers import One, authority
 from tests.hostile.running import Kind, Target
@@ -31,6 +29,7 @@ PAGE_BYTES = 4_096
 JOURNAL = Path("/journal")
 VOTE = Path("/vote")
 DOCTORED_FILES = 3
+AT_ONCE_SHARE = 0.75
 
 
 class Segments:
@@ -124,58 +123,80 @@ def _votes(rng: Random, folder: Path) -> Target:
     return One(take, lambda rng: bend(rng, data), (Damaged,))
 
 
-def _starts(name: str) -> Callable[[Random, Path], Target]:
-    """A whole node is started on a folder in which one file is bent."""
-
-    def begin(rng: Random, folder: Path) -> Target:
-        source = template(folder)
-        data = (source / name).read_bytes()
-        places = [0]
-
-        def take(given: object) -> None:
-            assert isinstance(given, bytes)
-            places[0] += 1
-            root = copy_of_template(folder, places[0])
-            (root / name).write_bytes(given)
-            core: Core | None = None
-            try:
-                core = Node(root, rng).core
-                core.turn()
-            finally:
-                if core is not None:
-                    core.close()
-                shutil.rmtree(root)
-
-        bent = bent_page if name.endswith(".db") else bend
-
-        def make(rng: Random) -> object:
-            return bent(rng, data) if places[0] else data  # the first start is an honest one
-
-        return One(take, make, (ConsensusError, CannotApply))
-
-    return begin
-
-
 def bent_page(rng: Random, data: bytes) -> bytes:
     at = rng.choice((0, rng.randrange(len(data) // PAGE_BYTES) * PAGE_BYTES))
     return data[:at] + bend(rng, data[at : at + PAGE_BYTES]) + data[at + PAGE_BYTES :]
 
 
+class InForce(LedgerDirectory):
+    """One that was prepared before: what is looked at is the ledger in it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.path = super().prepare()
+
+    def prepare(self) -> Path:
+        return self.path
+
+
 def _ledgers(rng: Random, folder: Path) -> Target:
     """A ledger of which a page is bent: opened as a starting node opens it."""
-    directory = LedgerDirectory(copy_of_template(folder, 0))
-    path = directory.prepare()
+    directory = InForce(copy_of_template(folder, 0))
+    path = directory.path
+    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
     data = path.read_bytes()
 
     def take(given: object) -> None:
-        for old in path.parent.iterdir():
-            old.unlink()
+        for left in beside:
+            left.unlink(missing_ok=True)
         path.write_bytes(given)  # type: ignore[arg-type]
         _, ledger, reader = open_ledger(directory)
         reader.close()
         ledger.close()
 
     return One(take, lambda rng: bent_page(rng, data), (CannotApply, Damaged, StorageFailed))
+
+
+class Pointed:
+    """A folder with two ledgers, and a CURRENT that is bent: it names one of them, or the folder is damaged."""
+
+    NAMES = ("ledger-0", "ledger-1")
+
+    def __init__(self, rng: Random, folder: Path) -> None:
+        self._directory = LedgerDirectory(folder / "state")
+        self._directory.prepare()
+        for path in (self._directory.journal / "1", self._directory.vote):
+            path.write_bytes(b"x")
+        self._stand()
+        self._current = self._directory.root / "CURRENT"
+
+    def _stand(self) -> None:
+        for name in self.NAMES:
+            (self._directory.root / name).mkdir(exist_ok=True)
+
+    def make(self, rng: Random) -> object:
+        return bend(rng, rng.choice(self.NAMES).encode() + b"\n")
+
+    def feed(self, given: object) -> bool:
+        assert isinstance(given, bytes)
+        self._current.write_bytes(given)
+        try:
+            path = self._directory.prepare()
+        except Damaged:
+            assert given not in [name.encode() + b"\n" for name in self.NAMES]
+            return False
+        assert path == self._directory.root / given.decode().strip() / "ledger.db"
+        # The other is gone now.
+        self._stand()
+        return True
+
+    def check(self) -> None:
+        """What is refused leaves every ledger where it was, or the next start would lose it."""
+        found = sorted(path.name for path in self._directory.root.glob("ledger-*"))
+        assert found == list(self.NAMES), found
+
+    def close(self) -> None:
+        pass
 
 
 class Doctored:
@@ -200,7 +221,7 @@ class Doctored:
     def make(self, rng: Random) -> object:
         """Names and contents, DOCTORED_FILES of them, and whether they are bent at once."""
         paths = list(self._files)
-        is_at_once = rng.random() < 0.75
+        is_at_once = rng.random() < AT_ONCE_SHARE
         if is_at_once:
             # Without a CURRENT no ledger would be looked at.
             chosen = rng.sample([p for p in paths if p.name != "CURRENT"], DOCTORED_FILES)
@@ -294,28 +315,20 @@ def _papers(rng: Random, folder: Path) -> Target:
     return One(take, make, (mesh_errors.IdentityError,))
 
 
+# Those that cost little come first: most is known soon.
 KINDS = (
     Kind("file-journal", Segments, round_inputs=1_000, ci_inputs=500),
     Kind("file-vote", _votes),
-    Kind("file-current", _starts("CURRENT"), round_inputs=200, ci_inputs=30, is_costly=True),
-    Kind("file-vote-of-node", _starts("vote"), round_inputs=200, ci_inputs=30, is_costly=True),
-    Kind("file-ledger", _ledgers, ci_inputs=200, is_costly=True),
-    Kind(
-        "file-ledger-of-node",
-        _starts("ledger-0/ledger.db"),
-        round_inputs=200,
-        ci_inputs=30,
-        is_costly=True,
-    ),
+    Kind("file-identity", _identities),
+    Kind("file-papers", _papers, ci_inputs=500),
+    Kind("file-current", Pointed, ci_inputs=200),
+    Kind("file-ledger", _ledgers, ci_inputs=200),
     Kind(
         "file-doctored",
         Doctored,
-        round_inputs=600,
-        check_every_inputs=150,
+        round_inputs=1_800,
+        check_every_inputs=600,
         ci_inputs=60,
         inputs_per_feed=DOCTORED_FILES,
-        is_costly=True,
     ),
-    Kind("file-identity", _identities),
-    Kind("file-papers", _papers, ci_inputs=500),
 )

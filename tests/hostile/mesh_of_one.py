@@ -23,6 +23,7 @@ STRANGER = "n4"  # a member without a vote
 SENT_MAX = 64  # what peers answer is of the last turns, and each may be as large as a frame
 TURNS_MAX = 400
 TURN_MS = 20
+TEMPLATE_TASKS = 3  # one of each of SPECS: of a small ledger more of what is bent matters
 
 
 class Clock:
@@ -170,7 +171,7 @@ SPECS = (
 )
 
 
-def honest_commands() -> list[Command]:
+def honest_commands(task_count: int = 9) -> list[Command]:
     """What brings a ledger to a state in which every command has something to do."""
     made = [
         Command(add_token=AddToken(token_id=b"k" * 16, secret_digest=b"s" * 32, ttl_ms=3_600_000))
@@ -189,7 +190,7 @@ def honest_commands() -> list[Command]:
             apply_version_max=1,
         )
         made.append(Command(admit=admit))
-    made += [submit_command(f"task{n}", SPECS[n % len(SPECS)]) for n in range(9)]
+    made += [submit_command(f"task{n}", SPECS[n % len(SPECS)]) for n in range(task_count)]
     made += [open_command(f"w{n}", "s s2", nonce=n + 1) for n in range(2)]
     made += [claim_command(f"w{n}", 1, 1, 3) for n in range(2)]
     return made
@@ -205,7 +206,7 @@ def template(beside: Path) -> Path:
         made = tempfile.TemporaryDirectory(prefix="hostile-template-", dir=beside.parent)
         node = Node(Path(made.name), Random(1))
         assert node.lead()
-        node.propose(*honest_commands())
+        node.propose(*honest_commands(TEMPLATE_TASKS))
         assert node.until(lambda: len(node.core.engine.voters) >= 3), node.core.engine.voters
         assert node.lead()
         node.core.close()

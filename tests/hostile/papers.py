@@ -14,7 +14,7 @@ from mesh.specs import BadSpec, parse_spec
 from tests.hostile.mutating import BLOBS, bend, bend_text
 from tests.hostile.running import Kind, Target
 
-TASK_CHARS = 500  # of most: the YAML reader takes milliseconds for a page
+TASK_CHARS = 300  # of most: the YAML reader takes milliseconds for a page
 NOW_MS = 1_700_000_000_000
 TASK_FILES = (
     "name: a\nsubtasks:\n  - {id: a, skill: echo, input: {x: [1, 2.5, null, true]}}\n"

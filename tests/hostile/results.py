@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -63,16 +64,16 @@ def commit_here() -> str:
     return name + ("+" if git("status", "--porcelain", "--", *PROGRAM).strip() else "")
 
 
-def missing(results: list[Result], kinds: list[str], *, inputs: int) -> list[str]:
-    """The kinds that have not had so many inputs yet."""
+def missing(results: list[Result], bars: Mapping[str, int]) -> list[str]:
+    """The kinds that have not had as many inputs yet as their bar says."""
     had = {result.tally.kind: result.tally.inputs for result in results}
-    return [kind for kind in kinds if had.get(kind, 0) < inputs]
+    return [kind for kind, bar_inputs in bars.items() if had.get(kind, 0) < bar_inputs]
 
 
-def report(results: list[Result]) -> list[str]:
-    """A table, a line for each kind, and the sum."""
+def report(results: list[Result], bars: Mapping[str, int]) -> list[str]:
+    """A table, a line for each kind with its bar, and the sum."""
     lines = [
-        f"{'kind':<24} {'inputs':>10} {'seed':>4} {'commits':<27} {'CPU s':>7} {'µs':>6} "
+        f"{'kind':<24} {'inputs':>10} {'bar':>9} {'seed':>4} {'commits':<27} {'CPU s':>7} {'µs':>6} "
         f"{'accepted':>9} {'refused':>9} {'MiB':>5} uncaught"
     ]
     for result in results:
@@ -82,7 +83,8 @@ def report(results: list[Result]) -> list[str]:
             "" if result.is_over or result.broken else " so far"
         )
         lines.append(
-            f"{tally.kind:<24} {tally.inputs:>10,} {result.seed:>4} {' '.join(result.commits):<27} "
+            f"{tally.kind:<24} {tally.inputs:>10,} {bars[tally.kind]:>9,} {result.seed:>4} "
+            f"{' '.join(result.commits):<27} "
             f"{tally.cpu_seconds:>7,.0f} {each_us:>6,.0f} {tally.accepted:>9,} "
             f"{tally.refused:>9,} {tally.rss_growth_bytes / (1 << 20):>5.1f} {state}"
         )

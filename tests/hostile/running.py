@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
+BAR_INPUTS = 1_000_000  # of every kind that does not say otherwise
 RSS_GROWTH_BYTES_MAX = 96 << 20
 SHOWN_BYTES_MAX = 2_000
 TOLD_EVERY_S = 10
@@ -55,7 +56,7 @@ class Kind:
     check_every_inputs: int = 200
     ci_inputs: int = 2_000
     inputs_per_feed: int = 1
-    is_costly: bool = False  # an input takes a millisecond or so: these come last
+    bar_inputs: int = BAR_INPUTS  # fewer only where another kind has as many for the same bytes
 
 
 @dataclass(frozen=True, slots=True)

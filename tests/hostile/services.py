@@ -43,6 +43,7 @@ from node.system import SystemClock
 from tests.hostile.mesh_of_one import SPECS, honest_commands
 from tests.hostile.mutating import HONEST_SHARE, bend, lie
 from tests.hostile.papers import authority
+from tests.hostile.reads import KeptReads
 from tests.hostile.running import Kind, Target
 from tests.hostile.skipping import SkippingLoop
 
@@ -52,6 +53,8 @@ CALL_S = 0.05  # what a call may wait: some wait for what never comes
 CALLS_AT_A_TIME = 32
 STREAMS_AT_A_TIME, STREAM_MESSAGES = 8, 4
 REPLIES_MAX = 4
+TASKS = 4  # some more than a page holds
+IN_THREADS_SHARE = 0.2  # of rounds, whose long reads are in threads as on a node
 TASK, ENDED_TASK = b"task1", b"task2"
 
 
@@ -128,7 +131,8 @@ class Served:
         config = ReplicaConfig("n1", "h:1", folder / "state", founding=founding, scrub_ms=0)
         ports = Ports(NoLink(), self.loop, Soon(), rng, incarnation=7)
         self.replica = Replica(config, ports)
-        self.news, self.reads = Feed(), LongReads(lambda: self.replica.core.ledger_path)
+        reads = LongReads if rng.random() < IN_THREADS_SHARE else KeptReads
+        self.news, self.reads = Feed(), reads(lambda: self.replica.core.ledger_path)
         self.sessions = Sessions(
             self.replica,
             lease_ms=LEASE_MS,
@@ -142,7 +146,7 @@ class Served:
             self.loop.create_task(self.replica.run()),
             self.loop.create_task(self.sessions.run()),
         ]
-        for command in (*honest_commands(), Command(cancel=Cancel(task_id=ENDED_TASK))):
+        for command in (*honest_commands(TASKS), Command(cancel=Cancel(task_id=ENDED_TASK))):
             self.run(self.replica.propose([command], timeout_ms=10_000))
 
     def is_busy(self) -> bool:
@@ -422,6 +426,10 @@ _REQUESTS: dict[str, Message] = {
 }
 
 
+# What these leave behind fills a ledger, in which less and less is taken.
+_WRITES = {"Tasks/Submit", "Tasks/SubmitMany", "Mesh/CreateToken", "Mesh/Join"}
+
+
 def _begin(name: str, honest: Message, rng: Random, folder: Path) -> Target:
     return Called(name, honest, rng, folder)
 
@@ -431,8 +439,8 @@ KINDS = (
         Kind(
             f"call-{name.replace('/', '-').lower()}",
             partial(_begin, name, honest),
-            round_inputs=64 * CALLS_AT_A_TIME,
-            check_every_inputs=32 * CALLS_AT_A_TIME,
+            round_inputs=(64 if name in _WRITES else 256) * CALLS_AT_A_TIME,
+            check_every_inputs=64 * CALLS_AT_A_TIME,
             ci_inputs=10 * CALLS_AT_A_TIME,
             inputs_per_feed=CALLS_AT_A_TIME,
         )

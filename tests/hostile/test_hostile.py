@@ -90,15 +90,24 @@ def test_what_was_found_is_kept_and_only_what_held_is_not_tried_again(tmp_path: 
     assert not held.has_held(inputs=1_000, seed=SEED + 1)
     assert broke is not None and not broke.has_held(inputs=5, seed=SEED)
     assert results.load(tmp_path, "sealed-key") is None
-    assert results.report([held, broke])[-1].startswith("1 kinds are through, 1,005 inputs in")
-    assert results.report([held, broke])[-1].endswith("1 uncaught errors")
+    told = results.report([held, broke], {"token": 1_000, "profile": 70})
+    assert "1,000     1,000" in told[1] and "5        70" in told[2]
+    assert told[-1].startswith("1 kinds are through, 1,005 inputs in")
+    assert told[-1].endswith("1 uncaught errors")
 
 
-def test_a_report_of_too_few_inputs_is_missed(tmp_path: Path) -> None:
-    known = sorted(KINDS)
-    enough = [Result(Tally(kind, inputs=1_000), 1_000, SEED, ("abc",)) for kind in known]
+def test_a_report_of_fewer_inputs_than_the_bar_of_a_kind_is_missed(tmp_path: Path) -> None:
+    bars = {"token": 1_000, "profile": 100}
+    enough = [Result(Tally(kind, inputs=bars[kind]), 1_000, SEED, ("abc",)) for kind in bars]
 
-    assert results.missing([], known, inputs=1) == known
-    assert results.missing(enough, known, inputs=1_000) == []
-    assert results.missing(enough, known, inputs=1_001) == known
-    assert results.missing(enough[1:], known, inputs=1_000) == known[:1]
+    assert results.missing([], bars) == ["token", "profile"]
+    assert results.missing(enough, bars) == []
+    assert results.missing(enough, bars | {"profile": 101}) == ["profile"]
+    assert results.missing(enough[1:], bars) == ["token"]
+
+
+def test_only_what_starts_a_whole_node_on_the_bytes_of_another_kind_has_a_lower_bar() -> None:
+    lower = {kind.name for kind in KINDS.values() if kind.bar_inputs < running.BAR_INPUTS}
+
+    assert lower == {name for name in KINDS if name.endswith("-of-node")}
+    assert all(name.removesuffix("-of-node") in KINDS for name in lower)
