@@ -56,11 +56,23 @@ def _lower_bars() -> str:
     )
 
 
-def _run_one(kind: str, options: argparse.Namespace) -> int:
-    wanted = min(options.inputs, KINDS[kind].bar_inputs)
+def _has_held(kind: str, options: argparse.Namespace) -> bool:
+    """Whether what is kept says that this kind has had its inputs."""
     found = load(options.out, kind) if options.out is not None else None
-    if found is not None and found.has_held(inputs=wanted, seed=options.seed):
+    return found is not None and found.has_held(
+        inputs=_wanted_inputs(kind, options), seed=options.seed
+    )
+
+
+def _wanted_inputs(kind: str, options: argparse.Namespace) -> int:
+    return min(options.inputs, KINDS[kind].bar_inputs)
+
+
+def _run_one(kind: str, options: argparse.Namespace) -> int:
+    if _has_held(kind, options):
         return 0
+    wanted = _wanted_inputs(kind, options)
+    found = load(options.out, kind) if options.out is not None else None
     is_same = found is not None and found.seed == options.seed and not found.broken
     start = found.tally if found is not None and is_same else Tally(kind)
     before = found.commits if found is not None and is_same else ()
@@ -107,9 +119,10 @@ def _run_each(kinds: list[str], options: argparse.Namespace) -> int:
             command += ["--out", str(options.out)]
         return subprocess.run(command, check=False).returncode
 
+    left = [kind for kind in kinds if not _has_held(kind, options)]
     with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(run, kinds))
-    failed = [kind for kind, code in zip(kinds, codes, strict=True) if code]
+        codes = list(pool.map(run, left))
+    failed = [kind for kind, code in zip(left, codes, strict=True) if code]
     print(f"seed {options.seed}: {len(kinds) - len(failed)} of {len(kinds)} kinds held")
     return 1 if failed else 0
 
