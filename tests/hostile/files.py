@@ -298,17 +298,20 @@ def _papers(rng: Random, folder: Path) -> Target:
     made = ClientCredentials(authority().certificate_pem, certificate, key_pem(key))
     made.save(place)
     originals = {path.name: path.read_bytes() for path in sorted(place.iterdir())}
+    last = ""
 
     def make(rng: Random) -> object:
         name = rng.choice(sorted(originals))
         return name.encode() + b"\n" + bend(rng, originals[name])
 
     def take(given: object) -> None:
+        nonlocal last
         assert isinstance(given, bytes)
         name, _, data = given.partition(b"\n")
-        for other, original in originals.items():
-            (place / other).write_bytes(original)
-        (place / name.decode()).write_bytes(data)
+        if last:
+            (place / last).write_bytes(originals[last])
+        last = name.decode()
+        (place / last).write_bytes(data)
         found = ClientCredentials.load(place)
         found.check(where="papers")
 

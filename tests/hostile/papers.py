@@ -24,7 +24,7 @@ TASK_FILES = (
     "ballots: [{id: v, hear_all: true}]\nband: 3\ndeadline_ms: 99\n",
 )
 YAML_SPITE = (
-    *("!!python/object/apply:os.system ['true']", "*nobody", "&a [*a, *a]", "{" * 300, "- " * 300),
+    *("!!python/object/apply:os.system ['true']", "*nobody", "&a [*a, *a]", "{" * 40, "- " * 300),
     *("? ", "!!binary ====", ": :", "\t", "%YAML 9.9\n---\n", "9" * 5_000, "0x" + "f" * 3_000),
     *("!!python/name:os.system", "!!set {a, b}", ".inf", "1e999", "---\n---\n", "\u0085", "~: ~"),
 )
