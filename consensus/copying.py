@@ -19,7 +19,9 @@ from urllib.parse import quote
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, StorageFailed, Unavailable
+from consensus.ledger import CannotApply, Ledger
 from consensus.scrub import check_schema, errors_as_sqlite
+from consensus.storage import NO_ROWS_OF_OURS, damage_told
 
 COPY_PAGES_STEP = 512
 SYNC_PAGES_STEP = (
@@ -123,11 +125,25 @@ def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> 
         raise Damaged("a received copy does not match its digest")
     index, term = copied
     verify_copy(path, index=index, term=term)
-    # Done here, because the first to open it would have to do it, on the loop.
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL").fetchone()
-        check_schema(connection)
+    try:
+        _open_once(path)
+    except CannotApply as error:
+        raise Damaged(f"a received copy is of another release: {error}") from error
+    except NO_ROWS_OF_OURS as error:
+        raise Damaged(f"a received copy is damaged: {type(error).__name__}: {error}") from error
     disk.sync_file(path)
+
+
+def _open_once(path: Path) -> None:
+    """Read all that a node reads when it takes a copy up.
+
+    What cannot be read is found before it has taken the place of a sound ledger, and what the first
+    to open it has to do, as to begin its write-ahead log, is not done on the loop.
+    """
+    with damage_told(), contextlib.closing(Ledger.open(str(path))) as ledger:
+        check_schema(ledger.connection)
+        ledger.members()
+        ledger.farewells()
 
 
 def verify_copy(path: Path, *, index: int, term: int) -> None:

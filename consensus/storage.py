@@ -22,7 +22,7 @@ from consensus.scrub import check_schema, is_damage
 
 MENDED_RETRY_MS = 5_000
 # What reading rows raises that no ledger of ours has written.
-_NO_ROWS_OF_OURS = (
+NO_ROWS_OF_OURS = (
     *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
 )
 
@@ -124,7 +124,7 @@ def open_ledger(directory: LedgerDirectory) -> tuple[Path, Ledger, Reader]:
         raise StorageFailed(
             f"{directory.root} cannot be opened: {error}; make room or mend the disk, then start again"
         ) from error
-    except _NO_ROWS_OF_OURS as error:
+    except NO_ROWS_OF_OURS as error:
         raise Damaged(f"the ledger is damaged: {type(error).__name__}: {error}") from error
 
 
