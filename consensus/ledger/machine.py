@@ -34,7 +34,7 @@ from consensus.ledger.reader import Reader
 from consensus.ledger.results import Applied, CannotApply
 from consensus.ledger.specs import Refused
 from consensus.ledger.steps import DETERMINISTIC_ERRORS, Step, plainly, undoably
-from consensus.ledger.store import Effects, Store
+from consensus.ledger.store import Effects, Meta, Store
 from consensus.ledger.timers import fire_due
 
 
@@ -79,6 +79,7 @@ class Ledger:
         self._db = db
         self._path = path
         self._store = Store(db)
+        self._is_stale = False  # a roll-back could not read what it went back to
         self._next_due: tuple[int | None] | None = None
 
     @classmethod
@@ -230,17 +231,20 @@ class Ledger:
         if index != self.applied_index + 1:
             raise AssertionError(f"entry {index} after {self.applied_index}")
         self._next_due = None
+        before = self._store.meta.copied()
+        if self._is_stale:
+            self._roll_back(before)
         try:
             return self._attempt(index, term, stamp, lambda: work(False))
         except DETERMINISTIC_ERRORS:
-            self._roll_back()
+            self._roll_back(before)
         except BaseException:
-            self._roll_back()
+            self._roll_back(before)
             raise
         try:
             return self._attempt(index, term, stamp, lambda: work(True))
         except BaseException:
-            self._roll_back()
+            self._roll_back(before)
             raise
 
     def _attempt(
@@ -295,11 +299,15 @@ class Ledger:
         meta.digest = chain.digest()
         store.write_meta()
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, before: Meta) -> None:
+        """Go back to the rows, and in memory too. If they cannot be read now, before the next entry."""
+        self._is_stale = True
+        self._store.meta = before
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
         self._store.effects = Effects()
         self._store.reload()
+        self._is_stale = False
 
     def _run(self, commands: list[Command], *, careful: bool) -> list[Outcome]:
         store = self._store

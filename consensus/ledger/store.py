@@ -49,6 +49,10 @@ class Meta:
     running_count: int
     ready_count: int
 
+    def copied(self) -> Meta:
+        """Another one of the same, for every entry is taken from one: made in C."""
+        return Meta(*_meta_row(self))
+
 
 @dataclass(slots=True)
 class Effects:
