@@ -56,8 +56,12 @@ class Compaction:
         # A copy that is being made holds a read transaction: nothing could be checkpointed past it.
         if self._running or self._core.snapshots.is_making or not self._is_due():
             return
-        self._running = True
         path = self._core.ledger_path
+        # Its file keeps the size that it once had, unless it is told how much of that is wanted.
+        self._core.ledger.connection.execute(
+            f"PRAGMA journal_size_limit={self._core.config.compact_wal_bytes // 2}"
+        ).fetchone()
+        self._running = True
         self._background.run(
             lambda: checkpoint_passively(path), lambda error: self._was_passive(path, error)
         )
@@ -83,10 +87,6 @@ class Compaction:
             if error is not None and not self._is_over():
                 self._put_off()
             return
-        # Its file keeps the size that it once had, unless it is told how much of that is wanted.
-        core.ledger.connection.execute(
-            f"PRAGMA journal_size_limit={core.config.compact_wal_bytes // 2}"
-        ).fetchone()
         self.holds_apply = True
         index, done = core.applied_index, [False]
 
@@ -166,8 +166,9 @@ def checkpoint_at_once(ledger: Ledger) -> bool:
             return ledger.checkpoint()
         finally:
             ledger.connection.execute(f"PRAGMA busy_timeout={BUSY_MS}").fetchone()
-    except sqlite3.OperationalError:
-        return False  # a full disk, say: what was not copied stays in the write-ahead log
+    except sqlite3.DatabaseError:
+        # A full disk, or a bad page, which the next start sees: the write-ahead log has the rest.
+        return False
 
 
 def checkpoint_passively(path: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from quorumesh.v1.ledger_pb2 import Command, Entry, MembershipChange
@@ -24,14 +24,15 @@ from consensus.directory import LedgerDirectory
 from consensus.engine import Engine, EngineConfig, Journal
 from consensus.errors import ConsensusError, Damaged, Removed, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
+from consensus.guard import GuardedBackground, Refusals
 from consensus.leadership import MEMBERSHIP, NO_OP, REGULAR, Leadership
-from consensus.ledger import Applied, Reader
+from consensus.ledger import Reader
 from consensus.membership import Membership
 from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
 from consensus.retiring import let_go
 from consensus.room import Room
-from consensus.scrub import Scrubbing, is_damage, refuse_marked, write_mark
+from consensus.scrub import Scrubbing, refuse_marked, write_mark
 from consensus.snapshots import Snapshots
 from consensus.storage import (
     Storage,
@@ -41,6 +42,7 @@ from consensus.storage import (
     open_ledger,
     open_vote,
 )
+from consensus.telling import Observers
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
 TICK_MS = 20
@@ -60,9 +62,14 @@ class Core:
 
     def __init__(self, config: ReplicaConfig, ports: Ports, *, on_wake: Callable[[], None]) -> None:
         self.config = config
-        self._ports = ports
         self._on_wake = on_wake
-        self._observers: list[Observer] = []
+        self._observers = Observers()
+        room = Room(config.root, ports.disk, clock=ports.clock, background=ports.background)
+        self._storage = Storage(room)
+        self._refusals = Refusals(self, self._storage)
+        self.guard = self._refusals.reading  # for whoever reads the ledger on the loop
+        ports = replace(ports, background=GuardedBackground(ports.background, self.guard))
+        self._ports = ports
         refuse_marked(config.root, ports.disk)
         self._directory = LedgerDirectory(config.root, ports.disk)
         self._path, self.ledger, self._reader = open_ledger(self._directory)
@@ -74,8 +81,6 @@ class Core:
             ledger_path=lambda: self._path,
             replace=self._replace_ledger,
         )
-        room = Room(config.root, ports.disk, clock=ports.clock, background=ports.background)
-        self._storage = Storage(room)
         self.journal = self._open_journal()
         with damage_told():  # the members, who are read for the first time
             self.engine = self._make_engine()
@@ -95,6 +100,7 @@ class Core:
         self._leadership = Leadership(self)
         self._apply_due = False
         self.is_removed = False
+        self._removal_due = True
         with damage_told():
             self._notice_removal()
         ports.link.bind(self)
@@ -181,22 +187,14 @@ class Core:
         elif kind == MEMBERSHIP:
             change = MembershipChange.FromString(body)
             applied = self.ledger.apply_membership(index, term, change)
-            self._notice_removal()
+            # The entry is applied, and never again, whether or not anybody can read now.
+            self._removal_due = True
+            with self.guard:
+                self._notice_removal()
         else:
             assert kind == NO_OP, f"unknown entry kind {kind}"
             applied = self.ledger.apply_noop(index, term)
-        for observer in self._observers:
-            self._tell(observer, applied)
-
-    def _tell(self, observer: Observer, applied: Applied) -> None:
-        try:
-            observer.entry_applied(applied)
-        except sqlite3.OperationalError as error:
-            if is_damage(error):
-                raise
-            # The entry is applied, and never again: whoever could not read begins anew from here.
-            log.error("the ledger could not be read after %d: %s", applied.revision, error)
-            observer.ledger_replaced()
+        self._observers.entry_applied(applied)
 
     def _replace_ledger(self, copy: Path, index: int) -> None:
         # The old one stays open until the new one is there: if the disk refuses, reads go on.
@@ -220,13 +218,18 @@ class Core:
         self.counted.at_least(self.ledger.counted_ms)
         # Outcomes of the entries that the copy jumped over are not to be had: ask again.
         self.proposals.resend_all()
-        self._notice_removal()
-        for observer in self._observers:
-            observer.ledger_replaced()
+        self._removal_due = True
+        with self.guard:
+            self._notice_removal()
+            self._observers.ledger_replaced()
 
     def _notice_removal(self) -> None:
         """A node that the mesh has removed takes no part any more, and says so to its clients."""
-        if not self.is_removed and self.ledger.removed_at(self.config.node_id) is not None:
+        if self.is_removed or not self._removal_due:
+            return
+        is_removed = self.ledger.removed_at(self.config.node_id) is not None
+        self._removal_due = False
+        if is_removed:
             self.is_removed = True
             log.warning("%s", Removed())
             self.engine.close()
@@ -235,7 +238,7 @@ class Core:
     # What the owner calls.
 
     def observe(self, observer: Observer) -> None:
-        self._observers.append(observer)
+        self._observers.add(observer)
 
     def propose(self, commands: Sequence[Command], *, deadline_ms: int, done: Done) -> None:
         """Bring commands into the log and call `done` once this node's ledger has applied them all.
@@ -279,34 +282,48 @@ class Core:
         """
         if self.diverged:
             return
-        if self._apply_due and not self.compaction.holds_apply:
-            self._apply_due = False
-            if self._apply_committed():
-                self._on_wake()
-            return
-        now_ms = self.now_ms()
-        self.membership.turn(now_ms)
+        found = ""
+        with self.guard:
+            if self._apply_due and not self.compaction.holds_apply:
+                self._apply_due = False
+                self._apply_committed()
+            else:
+                found = self._exchange(self.now_ms())
+        self._take_out_if_wrong(found or self._refusals.damage)
+
+    def _exchange(self, now_ms: int) -> str:
+        """All of a turn but applying. Returns why this node must not go on; empty: it may.
+
+        Peers come first, and what needs the ledger last: a read that is refused ends the turn.
+        """
         if self.is_removed:
-            return
+            self.membership.turn(now_ms)
+            return ""
         self.counted.now_ms()
         self.engine.exchange()
         self._look_after_storage()
         self._follow_leader()
+        self.proposals.expire(now_ms)
+        has_more = self.engine.has_committed() and not self.compaction.holds_apply
+        if has_more and self._storage.may_apply():
+            self._apply_due = True
+            self._on_wake()
         if self.trouble:
             self._leadership.hand_over()
         elif self.engine.role == "leader":
             self._leadership.lead(now_ms - self._fallback_ms)
         else:
             self.forwarding.send_to_leader()
-        self.proposals.expire(now_ms)
+        found = self.engine.damage or self.snapshots.damage
+        if found or not self._refusals.can_read(now_ms):
+            self.membership.expire(now_ms)
+            return found
+        self._notice_removal()
+        self._observers.tell_again()
+        self.membership.turn(now_ms)
         self.autopilot.turn()
         self.compaction.turn()
-        found = self.scrubbing.turn() or self.engine.damage or self.snapshots.damage
-        self._take_out_if_wrong(found)
-        has_more = self.engine.has_committed() and not self.compaction.holds_apply
-        if has_more and self._storage.may_apply():
-            self._apply_due = True
-            self._on_wake()
+        return self.scrubbing.turn()
 
     def _look_after_storage(self) -> None:
         """What was never sent is refused at once; a disk that was full may have room again."""
@@ -320,23 +337,12 @@ class Core:
         if not self.journal.is_syncing and self._storage.may_reopen(self.journal.unproven_bytes):
             self._reopen_storage()
 
-    def _apply_committed(self) -> bool:
-        try:
+    def _apply_committed(self) -> None:
+        with self._refusals.applying:
             self.engine.apply_committed()
-        except sqlite3.DatabaseError as error:
-            if is_damage(error):
-                self._take_out_if_wrong(f"the ledger is damaged: {error}")
-            if not isinstance(error, sqlite3.OperationalError):
-                raise
-            # Not known to be the same on every node (disk full, I/O): the entry was rolled back and
-            # is applied again once a small write was seen to work.
-            if self._storage.ledger_failed(error):
-                log.error("cannot apply: %s", self.trouble)
-                self.proposals.refuse_unsent(self._storage.refusal())
-            return False
-        if self._storage.ledger_written():
-            log.warning("the ledger can be written again")
-        return True
+            if self._storage.ledger_written():
+                log.warning("the ledger can be written again")
+            self._on_wake()
 
     def _take_out_if_wrong(self, why: str) -> None:
         """A ledger that cannot be trusted is not served, copied, led or voted with any more."""
@@ -379,11 +385,18 @@ class Core:
         self._on_wake()
 
     def frame_received(self, peer: str, frame: Frame) -> None:
+        with self.guard:
+            self._receive(peer, frame)
+
+    def _receive(self, peer: str, frame: Frame) -> None:
         kind = frame.WhichOneof("kind")
         if kind == "propose":
-            if frame.propose.HasField("change"):
-                self.membership.receive(peer, frame.propose.change)
-            is_part = self.membership.is_part(peer)
+            is_part = False
+            # Whoever sent it is told that it got nowhere also when that cannot be read.
+            with self.guard:
+                is_part = self.membership.is_part(peer)
+                if frame.propose.HasField("change"):
+                    self.membership.receive(peer, frame.propose.change)
             self.forwarding.receive(peer, frame.propose, is_part=is_part)
         elif not self._is_farewell(frame, kind) and self.membership.has_left(peer):
             self.engine.counters.frames_refused += 1

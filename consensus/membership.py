@@ -129,6 +129,12 @@ class Membership:
             elif now_ms - ask.asked_ms >= ASK_AGAIN_MS:
                 self._bring(ask, now_ms)
 
+    def expire(self, now_ms: int) -> None:
+        """Give up what is too late, without a look at the ledger, which cannot be read."""
+        for ask in list(self._asks):
+            if now_ms >= ask.deadline_ms:
+                self._end(ask, _late_error(ask))
+
     def leader_changed(self) -> None:
         """Whoever leads now has not been asked yet."""
         self._heir, self._hand_over_ms = "", NEVER_MS

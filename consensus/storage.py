@@ -34,6 +34,7 @@ class Storage:
         self._room = room
         self._engine_error: BaseException | None = None
         self._ledger_error: BaseException | None = None
+        self._reading_error: BaseException | None = None
 
     @property
     def is_full(self) -> bool:
@@ -48,6 +49,8 @@ class Storage:
     def trouble(self) -> str:
         """What is wrong and what helps, in a sentence; empty when all is well."""
         error = self._engine_error or self._ledger_error
+        if error is None and self._reading_error is not None:
+            return f"the ledger cannot be read: {self._reading_error}; it is tried again and again"
         if error is None:
             return ""
         if self.is_full:
@@ -87,6 +90,20 @@ class Storage:
         is_news = self._ledger_error is not None
         self._ledger_error = None
         return is_news
+
+    @property
+    def is_unread(self) -> bool:
+        """A read that the node itself needed was refused, and none was seen to work since."""
+        return self._reading_error is not None
+
+    def reading_failed(self, error: BaseException) -> bool:
+        """The node itself could not read its ledger. True: that is news."""
+        is_news = self._reading_error is None
+        self._reading_error = error
+        return is_news
+
+    def reading_works(self) -> None:
+        self._reading_error = None
 
     def may_reopen(self, bytes_needed: int) -> bool:
         """Whether journal and vote may be opened anew: a disk that was full comes back."""

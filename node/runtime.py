@@ -330,10 +330,13 @@ class _Node:
 
     def _follow_members_once(self) -> None:
         core = self.replica.core
-        # What was told at joining is good until the ledger knows better.
-        told = {} if core.ledger.members() else self._identity.members
-        self.link.set_peers({**told, **core.peers()})
-        members = core.ledger.members() or self._identity.members
+        members: dict[str, str] = {}
+        with core.guard:
+            members = core.ledger.members()
+            # What was told at joining is good until the ledger knows better.
+            told = {} if members else self._identity.members
+            self.link.set_peers({**told, **core.peers()})
+        members = members or self._identity.members
         if members and members != self._noted:
             self._noted = members
             try:
