@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from quorumesh.v1.ledger_pb2 import Command, Entry, MembershipChange
@@ -21,13 +22,14 @@ from consensus.clock import CountedClock
 from consensus.compaction import Compaction, checkpoint_at_once
 from consensus.config import Observer, Ports, ReplicaConfig
 from consensus.directory import LedgerDirectory
-from consensus.engine import Engine, EngineConfig, Journal
+from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
 from consensus.errors import ConsensusError, Damaged, Removed, StorageFailed, Unavailable
 from consensus.forwarding import Forwarding
 from consensus.guard import GuardedBackground, Refusals
 from consensus.leadership import MEMBERSHIP, NO_OP, REGULAR, Leadership
 from consensus.ledger import Reader
 from consensus.membership import Membership
+from consensus.mending import Mending, Reopened
 from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
 from consensus.retiring import let_go
@@ -81,9 +83,10 @@ class Core:
             ledger_path=lambda: self._path,
             replace=self._replace_ledger,
         )
-        self.journal = self._open_journal()
+        self._mending = Mending(self._directory, ports.background)
+        self.journal = self._journal_opener()()
         with damage_told():  # the members, who are read for the first time
-            self.engine = self._make_engine()
+            self.engine = self._make_engine(open_vote(self._directory))
         self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
         self.membership = Membership(self, ports.link)
         self.autopilot = Autopilot(self, ports.link, ports.clock)
@@ -105,16 +108,17 @@ class Core:
             self._notice_removal()
         ports.link.bind(self)
 
-    def _open_journal(self) -> Journal:
-        return open_journal(
+    def _journal_opener(self) -> Callable[[], Journal]:
+        return partial(
+            open_journal,
             self._directory,
-            self.ledger,
+            (self.ledger.applied_index, self.ledger.applied_term),
             background=self._ports.syncs or self._ports.background,
             segment_bytes_max=self.config.segment_bytes_max,
             installed_index=self._directory.installed_index(self._path),
         )
 
-    def _make_engine(self) -> Engine:
+    def _make_engine(self, vote: VoteRecord) -> Engine:
         config = self.config
         voters = dict(self.ledger.voters()) or dict(config.joined_voters)
         if not voters and config.founding is not None:
@@ -126,7 +130,7 @@ class Core:
             link=self._ports.link,
             clock=self._ports.clock,
             journal=self.journal,
-            vote=open_vote(self._directory),
+            vote=vote,
             machine=self,
             snapshots=self.snapshots,
             rng=self._ports.rng,
@@ -135,19 +139,30 @@ class Core:
 
     def _reopen_storage(self) -> None:
         """Open journal and vote anew, as at a start, with all that is meant by that."""
-        connected = self.engine.connected
         self.engine.close()
         with contextlib.suppress(OSError, StorageFailed):
             self.journal.close()
         self.snapshots.abort()
-        try:
-            # An install that was cut short may have named another one.
-            self._directory.put_in_force(self._path)
-            self.journal = self._open_journal()
-            self.engine = self._make_engine()
-        except (OSError, StorageFailed) as error:
-            self.engine.failed = error
-            return
+        self._mending.begin(self._path, self._journal_opener(), self._reopened)
+
+    def _reopened(self, opened: Reopened | BaseException) -> None:
+        self._on_wake()
+        match opened:
+            case Damaged():
+                self._refusals.found_damage(str(opened))
+            case OSError() | StorageFailed():
+                self.engine.failed = opened
+            case Reopened() if self.diverged or self.is_removed:
+                opened.journal.close()
+            case Reopened():
+                self._go_on_with(opened)
+            case _:
+                raise opened
+
+    def _go_on_with(self, opened: Reopened) -> None:
+        connected = self.engine.connected
+        self.journal = opened.journal
+        self.engine = self._make_engine(opened.vote)
         self.forwarding = Forwarding(self.engine, self._ports.link, self.proposals)
         self._seen_leader = ("", 0)
         for peer in sorted(connected):
@@ -328,7 +343,7 @@ class Core:
     def _look_after_storage(self) -> None:
         """What was never sent is refused at once; a disk that was full may have room again."""
         failed = self.engine.failed
-        if failed is None:
+        if failed is None or self._mending.is_under_way:
             return
         if self._storage.engine_failed(failed):
             log.error("stepped down: %s", self.trouble)
@@ -421,9 +436,8 @@ class Core:
         """Counters and states for status, cheap to ask for."""
         engine, now_ms = self.engine, self._ports.clock.monotonic_ms()
         leads = engine.role == "leader"
-        age_ms = (
-            0 if leads else max(0, now_ms - max(engine.leader_heard_ms, self._leadership.led_ms))
-        )
+        heard_ms = max(engine.leader_heard_ms, self._leadership.led_ms)
+        age_ms = 0 if leads else max(0, now_ms - heard_ms)
         heard = leads or (self._ports.link.is_up(engine.leader_id) and age_ms <= HEARD_MS_MAX)
         return ReplicaView(
             node_id=self.config.node_id,
@@ -469,6 +483,7 @@ class Core:
         self.membership.fail_all(Unavailable("this node is stopping"))
         self.compaction.close()
         self.scrubbing.close()
+        self._mending.close()
         self.engine.close()
         try:
             self.journal.close()

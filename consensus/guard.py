@@ -84,8 +84,8 @@ class Refusals:
         self._storage = storage
         self._read_again_ms = 0
         self.damage = ""
-        self.reading = Guard(on_damage=self._found_damage, on_refused=self._cannot_read)
-        self.applying = Guard(on_damage=self._found_damage, on_refused=self._cannot_apply)
+        self.reading = Guard(on_damage=self.found_damage, on_refused=self._cannot_read)
+        self.applying = Guard(on_damage=self.found_damage, on_refused=self._cannot_apply)
 
     def can_read(self, now_ms: int) -> bool:
         """Whether the ledger may be read; after a refusal only once that was seen to work.
@@ -103,7 +103,8 @@ class Refusals:
         log.warning("the ledger can be read again")
         return True
 
-    def _found_damage(self, why: str) -> None:
+    def found_damage(self, why: str) -> None:
+        """This node's state cannot be trusted any more: its owner heeds that in the next turn."""
         self.damage = why
         self._core.wake()
 

@@ -169,13 +169,15 @@ def install_ledger(
 
 def open_journal(
     directory: LedgerDirectory,
-    ledger: Ledger,
+    applied: tuple[int, int],
     *,
     background: Background,
     segment_bytes_max: int,
     installed_index: int,
 ) -> Journal:
-    """The journal beside this ledger, of which `installed_index` was copied from a peer.
+    """The journal beside a ledger that has applied the entry of this index and term.
+
+    `installed_index`: what it was a copy of when it began. Reads all: for a thread, once in service.
 
     Finishes an install that a crash cut short. Raises Damaged when one of the two has lost entries,
     StorageFailed when it cannot be read. When the disk refuses to write, the journal can be read,
@@ -190,23 +192,23 @@ def open_journal(
         )
     except OSError as error:
         raise StorageFailed(f"{directory.journal} cannot be read: {error}") from error
-    applied, term = ledger.applied_index, ledger.applied_term
-    if applied < journal.base_index:
+    index, term = applied
+    if index < journal.base_index:
         raise Damaged(
-            f"the ledger ends at {applied}, but the journal begins after "
+            f"the ledger ends at {index}, but the journal begins after "
             f"{journal.base_index}: the ledger has lost entries"
         )
-    if journal.term_at(applied) == term:
+    if journal.term_at(index) == term:
         return journal
-    if applied != installed_index:
+    if index != installed_index:
         # Only an install may leave the ledger ahead: entries are applied once they are durable
         # here. What else was acknowledged and is gone nobody knows, nor may anybody guess.
         raise Damaged(
-            f"the ledger has applied {applied}, which the journal does not hold (it ends at "
+            f"the ledger has applied {index}, which the journal does not hold (it ends at "
             f"{journal.last_index}): it has lost entries; this node must come back as a new one"
         )
     with contextlib.suppress(OSError, StorageFailed):  # it has failed then, and says so
-        journal.reset(applied, term, keep_suffix=False)
+        journal.reset(index, term, keep_suffix=False)
     return journal
 
 

@@ -223,7 +223,12 @@ class Journal:
             self._syncing.index = min(self._syncing.index, index - 1)
 
     def drop_to(self, index: int) -> None:
-        """Drop whole segments of entries at or below this index, which the caller holds durably."""
+        """Drop whole segments of entries at or below this index, which the caller holds durably.
+
+        One that is closed drops nothing: somebody else may be reading its files.
+        """
+        if self._is_closed:
+            return
         keep = 0
         for at in range(len(self._segments) - 1):
             base = self._segments[at + 1].base_index
