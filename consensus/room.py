@@ -13,6 +13,7 @@ ROOM_BYTES_MIN = 4 << 20  # free beside what is written at once, or the disk wou
 PROBE_BYTES = 64 << 10
 PROBE_NAME = "room.probe"
 LOOK_MS_MIN, LOOK_MS_MAX = 250, 2_000
+FOUND_MS_MAX = 1_000  # so old a finding still counts: others fill the same disk
 CALM_MS = 30_000  # in service for so long: the next look is an early one again
 
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -49,7 +50,8 @@ class Room:
         self._wait_ms = LOOK_MS_MIN
         self._next_ms = 0
         self._is_looking = False
-        self._was_found = False
+        self._found_bytes = -1  # more than this was not found
+        self._found_ms = 0
         self.is_full = False  # the last look was refused for want of room
 
     def lost(self) -> None:
@@ -57,20 +59,27 @@ class Room:
         now_ms = self._clock.monotonic_ms()
         if now_ms - self._next_ms > CALM_MS:
             self._wait_ms = LOOK_MS_MIN
-        self._was_found = False
+        self._found_bytes = -1
         self._next_ms = now_ms + self._wait_ms
 
     def is_back(self, bytes_needed: int) -> bool:
-        """Whether a look has found room for so many bytes; starts one when it is time to."""
-        if self._was_found:
-            self._was_found = False
-            return True
+        """Whether a look has just found room for so many bytes; starts one when it is time to.
+
+        A finding counts once, and for FOUND_MS_MAX.
+        """
         now_ms = self._clock.monotonic_ms()
+        is_enough = bytes_needed <= self._found_bytes
+        is_fresh = now_ms - self._found_ms <= FOUND_MS_MAX
+        if is_enough and is_fresh:
+            self._found_bytes = -1
+            return True
         if self._is_looking or now_ms < self._next_ms:
             return False
         self._is_looking = True
         self._wait_ms = min(2 * self._wait_ms, LOOK_MS_MAX)
-        self._background.run(lambda: self._look(bytes_needed), self._looked)
+        self._background.run(
+            lambda: self._look(bytes_needed), lambda error: self._looked(bytes_needed, error)
+        )
         return False
 
     def _look(self, bytes_needed: int) -> None:
@@ -87,8 +96,9 @@ class Room:
             self._disk.close(handle)
             self._disk.remove(path)
 
-    def _looked(self, error: BaseException | None) -> None:
+    def _looked(self, bytes_needed: int, error: BaseException | None) -> None:
         self._is_looking = False
-        self._was_found = error is None
+        self._found_bytes = bytes_needed if error is None else -1
+        self._found_ms = self._clock.monotonic_ms()
         self.is_full = is_full(error)
-        self._next_ms = self._clock.monotonic_ms() + self._wait_ms
+        self._next_ms = self._found_ms + self._wait_ms
