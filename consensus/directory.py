@@ -40,15 +40,14 @@ class LedgerDirectory:
         empty one in silence.
         """
         disk = self.disk
-        is_new = not disk.exists(self.root)
+        current = self.root / "CURRENT"
         disk.make_folder(self.journal)
-        if is_new:
+        if not disk.exists(current):
             # Before anything is promised in it: its own name must not be lost with the power.
-            disk.sync_folder(self.root.parent)
+            disk.renew_folder(self.root.parent)
         for folder in (self.snapshots, self.incoming):
             disk.remove_folder(folder)
             disk.make_folder(folder)
-        current = self.root / "CURRENT"
         has_journal, has_vote = bool(disk.names(self.journal)), disk.exists(self.vote)
         if not disk.exists(current):
             if has_journal or has_vote:
@@ -59,6 +58,7 @@ class LedgerDirectory:
         if not folder.is_dir():
             raise Damaged(f"{current} names {name!r}, which is not a ledger here")
         # A name that was given just before a crash may not be durable yet. Others go after it is.
+        # The folders made anew above are a change, so this sync is believed after a failed one too.
         disk.sync_folder(self.root)
         if not has_journal and (has_vote or name != "ledger-0"):
             raise Damaged(

@@ -1,7 +1,8 @@
 """Every change that a node makes to its files, but for SQLite's own, in one small class that can be stood in for.
 
 A name that was made, renamed or removed survives a power loss once its folder was synced, bytes once
-their file was.
+their file was. After a sync of a folder that failed the next one may lie, in this process or another:
+only one that follows a change of the folder is believed, because a change writes a small folder anew.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+
+RENEWING_NAME = "folder.tmp"  # is in a folder for a moment, or after a crash; means nothing
 
 
 class Disk:
@@ -42,11 +45,22 @@ class Disk:
         os.close(handle)
 
     def sync_folder(self, folder: Path) -> None:
+        """Make the names in a folder durable that was just changed, or see `renew_folder`."""
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+    def renew_folder(self, folder: Path) -> None:
+        """Make the names in a folder durable also when nothing changed since a sync of it that failed.
+
+        A name of its own comes and goes, so there must be room for one.
+        """
+        path = folder / RENEWING_NAME
+        self.close(self.open_append(path))
+        self.remove(path)
+        self.sync_folder(folder)
 
     def truncate(self, path: Path, length_bytes: int) -> None:
         """Cut the file, durably."""

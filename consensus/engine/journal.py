@@ -99,8 +99,8 @@ class Journal:
         else:
             last = self._segments[-1]
             self._handle = self._disk.open_append(self._folder / segment_name(last.sequence))
-        # A name that was given just before a crash may not be durable yet.
-        self._disk.sync_folder(self._folder)
+        # A name that was given just before a crash, or a sync that failed, may not be durable yet.
+        self._disk.renew_folder(self._folder)
         for name in self._disk.names(self._folder):
             if name in opened.leftovers or name.endswith(".tmp"):
                 self._disk.remove(self._folder / name)

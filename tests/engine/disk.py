@@ -50,6 +50,9 @@ class SimDisk:
         self._named = {path for path in self._named if path.parent != folder}
         self._named |= {path for path in self._files if path.parent == folder}
 
+    def renew_folder(self, folder: Path) -> None:
+        self.sync_folder(folder)
+
     def truncate(self, path: Path, length_bytes: int) -> None:
         del self._files[path][length_bytes:]
         self._synced[path] = length_bytes

@@ -2,6 +2,7 @@
 
 Bytes survive once their file was synced, names once their folder was. What was not synced survives
 in part: any prefix or any subset of the name changes, any piece of the bytes, with rubbish in it.
+A sync of a folder that failed makes the next ones lie, until one of its names changes.
 SQLite's own files are not seen from here; `storage.py` takes care of them.
 """
 
@@ -53,6 +54,7 @@ class Folder:
     durable: dict[str, SimFile] = field(default_factory=dict)
     live: dict[str, SimFile] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
+    failed_at: int | None = None  # the number of the last change when a sync of it failed
 
 
 class SimDisk(Disk):
@@ -70,6 +72,7 @@ class SimDisk(Disk):
         self.crash_in: int | None = None  # operations until the process crashes in one
         self.is_full = False
         self.sync_errors = 0  # so many syncs fail from now on
+        self.folder_sync_errors = 0  # so many of folders alone
         self.step_count = 0
 
     # Where a crash, a full disk or a failing one comes in.
@@ -147,10 +150,17 @@ class SimDisk(Disk):
 
     def sync_folder(self, folder: Path) -> None:
         self._step()
-        if self.sync_errors > 0:
-            self.sync_errors -= 1
-            raise IO_ERROR
         found = self._folder(folder)
+        last = max((change.number for change in found.changes), default=0)
+        if self.sync_errors > 0 or self.folder_sync_errors > 0:
+            self.sync_errors = max(0, self.sync_errors - 1)
+            self.folder_sync_errors = max(0, self.folder_sync_errors - 1)
+            found.failed_at = last
+            raise IO_ERROR
+        if found.failed_at is not None and last <= found.failed_at:
+            # What could not be written counts as clean until it changes: this sync writes nothing.
+            return
+        found.failed_at = None
         lost = {file.path: file for file in found.durable.values()}
         for change in found.changes:
             _apply(found.durable, change)
