@@ -16,11 +16,11 @@ from consensus.engine.records import (
     Head,
     Kind,
     Origin,
-    Record,
     entry_in,
     groups_anywhere,
     head_in,
     intact_prefix,
+    record_at,
 )
 from consensus.errors import Damaged
 
@@ -30,6 +30,9 @@ NO_OP_COMMAND = b"\x01"
 
 Row = tuple[bytes, int, int]  # command, index, term
 Position = tuple[int, int]  # sequence of a segment, offset in it
+# Kind, body and end of a record: nothing that Python's collector of garbage would look at again and
+# again while a long journal is read beside a loop that should not wait for it.
+Plain = tuple[int, bytes, int]
 
 
 @dataclass(slots=True)
@@ -72,7 +75,7 @@ class Found:
     sequence: int
     bytes_total: int
     head: Head | None
-    records: list[Record]  # the intact ones after the head
+    records: list[Plain]  # the intact ones after the head, until they were replayed
     intact_bytes: int
     named: Position
 
@@ -120,31 +123,33 @@ def _read(folder: Path, name: str, disk: Disk) -> Found:
     if not (digits.isascii() and digits.isdecimal() and segment_name(int(digits)) == name):
         raise Damaged(f"{folder / name} is not a journal segment's name")
     data, sequence = disk.read(folder / name), int(digits)
-    records = list(intact_prefix(data))
-    intact_bytes = records[-1].end if records else 0
-    head = head_in(records[0]) if records else None
-    if records and (head is None or head.sequence != sequence):
+    first = record_at(data, 0)
+    head = head_in(first) if first is not None else None
+    if first is not None and (head is None or head.sequence != sequence):
         raise Damaged(f"journal segment {name} does not begin with its head")
+    records = [(int(record.kind), record.body, record.end) for record in intact_prefix(data)]
+    intact_bytes = records[-1][2] if records else 0
     named = _named(sequence, head, records)
     for position in groups_anywhere(data, intact_bytes):
         named = max(named, position)
-    return Found(name, sequence, len(data), head, records[1:], intact_bytes, named)
+    del records[:1]
+    return Found(name, sequence, len(data), head, records, intact_bytes, named)
 
 
-def _named(sequence: int, head: Head | None, records: list[Record]) -> Position:
+def _named(sequence: int, head: Head | None, records: list[Plain]) -> Position:
     """The furthest position that an intact GROUP record proves was synced.
 
     In a file that appeared whole the first one proves itself: it was synced before it had its name.
     """
     named, is_first = (0, 0), True
-    for record in records:
-        if record.kind is not Kind.GROUP:
+    for kind, body, end in records:
+        if kind != Kind.GROUP:
             continue
-        position = GROUP_BODY.unpack(record.body)
-        own = (sequence, record.end - GROUP_RECORD_BYTES)
+        position = GROUP_BODY.unpack(body)
+        own = (sequence, end - GROUP_RECORD_BYTES)
         is_whole = head is not None and head.origin is not Origin.ROLLED
         if is_whole and is_first and position == own:
-            position = (sequence, record.end)
+            position = (sequence, end)
         named, is_first = max(named, position), False
     return named
 
@@ -185,25 +190,26 @@ def _replay(one: Found, head: Head, opened: Opened) -> bool:
     segment = Segment(
         one.sequence, head.base_index, head.base_term, head.base_index, one.intact_bytes
     )
-    for record in one.records:
-        if record.kind is Kind.ENTRY:
-            command, index, term = entry_in(record.body)
+    for kind, body, end in one.records:
+        if kind == Kind.ENTRY:
+            command, index, term = entry_in(body)
             if index != rows[-1][1] + 1 or term < rows[-1][2]:
                 raise Damaged(f"journal entry {index} of term {term} follows {rows[-1][1:]}")
             rows.append((command, index, term))
             segment.last_index = max(segment.last_index, index)
-        elif record.kind is Kind.CUT:
-            (index,) = CUT_BODY.unpack(record.body)
+        elif kind == Kind.CUT:
+            (index,) = CUT_BODY.unpack(body)
             if index <= rows[0][1]:
                 return False
             del rows[index - rows[0][1] :]
             segment.cut_index = min(segment.cut_index, index)
-        elif record.kind is Kind.SEGMENT:
+        elif kind == Kind.SEGMENT:
             raise Damaged(f"journal segment {one.name} has a second head")
-        if (one.sequence, record.end) <= opened.proven:
+        if (one.sequence, end) <= opened.proven:
             opened.proven_index = rows[-1][1]
     opened.proven_index = max(opened.proven_index, rows[0][1])
     opened.segments.append(segment)
+    one.records.clear()
     return True
 
 
