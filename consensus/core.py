@@ -44,6 +44,7 @@ from consensus.storage import (
     open_ledger,
     open_vote,
 )
+from consensus.succession import Succession
 from consensus.telling import Observers
 from consensus.view import HEARD_MS_MAX, ReplicaView
 
@@ -88,6 +89,7 @@ class Core:
         with damage_told():  # the members, who are read for the first time
             self.engine = self._make_engine(open_vote(self._directory))
         self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
+        self.succession = Succession(self)
         self.membership = Membership(self, ports.link)
         self.autopilot = Autopilot(self, ports.link, ports.clock)
         self.compaction = Compaction(self, ports.background, on_wake=on_wake)
@@ -323,11 +325,11 @@ class Core:
         if has_more and self._storage.may_apply():
             self._apply_due = True
             self._on_wake()
-        if self.trouble:
-            self._leadership.hand_over()
-        elif self.engine.role == "leader":
+        is_in_trouble = bool(self.trouble)
+        self.succession.turn(now_ms, must_go=is_in_trouble)
+        if not is_in_trouble and self.engine.role == "leader":
             self._leadership.lead(now_ms - self._fallback_ms)
-        else:
+        elif not is_in_trouble:
             self.forwarding.send_to_leader()
         found = self.engine.damage or self.snapshots.damage
         if found or not self._refusals.can_read(now_ms):
@@ -413,7 +415,9 @@ class Core:
                 if frame.propose.HasField("change"):
                     self.membership.receive(peer, frame.propose.change)
             self.forwarding.receive(peer, frame.propose, is_part=is_part)
-        elif not self._is_farewell(frame, kind) and self.membership.has_left(peer):
+        elif (
+            kind not in FAREWELL_KINDS or frame.term > self.engine.term
+        ) and self.membership.has_left(peer):
             self.engine.counters.frames_refused += 1
         elif kind == "propose_reply":
             if frame.propose_reply.HasField("change"):
@@ -428,9 +432,6 @@ class Core:
         else:
             self.engine.frame_received(peer, frame)
         self._on_wake()
-
-    def _is_farewell(self, frame: Frame, kind: str | None) -> bool:
-        return kind in FAREWELL_KINDS and frame.term <= self.engine.term
 
     def view(self) -> ReplicaView:
         """Counters and states for status, cheap to ask for."""

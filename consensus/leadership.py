@@ -27,7 +27,6 @@ class Leadership:
         self.led_ms = core.now_ms()
         self._led_term = 0
         self._timer_index = 0  # of the last entry appended as this term's leader
-        self._handed_count = 0
 
     def lead(self, heard_ms: int) -> None:
         """Append what is due; a majority has heard this leader since `heard_ms`."""
@@ -41,7 +40,7 @@ class Leadership:
         founding = core.config.founding
         if founding is not None and not core.ledger.mesh_id and self._timer_index == 0:
             self._append([Proposal(command=Command(bootstrap=founding))])
-        if core.membership.is_handing_over:
+        if core.succession.holds_commands:
             return
         while core.engine.unsynced_count < ENTRIES_UNSYNCED_MAX:
             taken = core.forwarding.take_for_entry()
@@ -67,16 +66,6 @@ class Leadership:
         )
         if (index := core.engine.append(bytes([REGULAR]) + entry.SerializeToString())) is not None:
             self._timer_index = index
-
-    def hand_over(self) -> None:
-        """A leader that cannot apply sees no timer that is due: let another voter lead."""
-        engine = self._core.engine
-        if engine.role == "leader":
-            # Each in turn, or one that cannot take over either would be asked for ever.
-            voters = sorted(engine.voters)
-            self._handed_count += 1
-            first = self._handed_count % len(voters)
-            any(engine.transfer(voter) for voter in voters[first:] + voters[:first])
 
 
 __all__ = ["MEMBERSHIP", "NO_OP", "REGULAR", "Leadership"]

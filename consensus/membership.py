@@ -34,8 +34,6 @@ CAUGHT_UP_ENTRIES = 50
 ROUND_MS_MAX = (
     400  # of a round of catching up after which a node may vote: an election takes longer
 )
-HAND_OVER_MS = 1_000  # for so long a leader takes no commands while it asks another to lead
-HAND_OVER_PAUSE_MS = 1_000  # before it asks again, it serves its clients
 
 # What does not pass by itself; the other refusals are asked again until the deadline.
 FINAL = frozenset(
@@ -78,8 +76,6 @@ class Membership:
         self._core = core
         self._link = link
         self._asks: list[Ask] = []
-        self._heir = ""
-        self._hand_over_ms = NEVER_MS
         self._rounds: dict[str, tuple[int, int]] = {}  # member: when it began, up to which entry
 
     def add_voter(self, node_id: str, *, deadline_ms: int, done: Changed) -> None:
@@ -118,7 +114,6 @@ class Membership:
 
     def turn(self, now_ms: int) -> None:
         """Ask, ask again, and give up what is too late."""
-        self._hand_over(now_ms)
         for ask in list(self._asks):
             if self._is_done(ask.change):
                 self._end(ask, None)
@@ -137,7 +132,7 @@ class Membership:
 
     def leader_changed(self) -> None:
         """Whoever leads now has not been asked yet."""
-        self._heir, self._hand_over_ms = "", NEVER_MS
+        self._core.succession.leader_changed()
         self._rounds.clear()
         for ask in self._asks:
             ask.asked_ms = NEVER_MS
@@ -228,7 +223,7 @@ class Membership:
         if refusal is not None:
             return refusal
         if not change.add and node_id == core.config.node_id:
-            self._begin_hand_over()
+            core.succession.begin()
             return Refusal.HANDING_OVER
         asked = MembershipChange(add=change.add, node_id=node_id, wall_ms=core.wall_ms())
         if change.add:
@@ -252,29 +247,6 @@ class Membership:
             return False
         self._rounds[node_id] = (now_ms, engine.last_index)
         return now_ms - began_ms <= ROUND_MS_MAX
-
-    # Handing over (Raft thesis 3.10): no new entries, so that another voter can hold them all.
-
-    @property
-    def is_handing_over(self) -> bool:
-        """Whether this leader holds commands back for a moment, until another voter leads."""
-        return self._core.now_ms() < self._hand_over_ms + HAND_OVER_MS
-
-    def _begin_hand_over(self) -> None:
-        now_ms = self._core.now_ms()
-        if now_ms >= self._hand_over_ms + HAND_OVER_MS + HAND_OVER_PAUSE_MS:
-            self._heir, self._hand_over_ms = "", now_ms
-
-    def _hand_over(self, now_ms: int) -> None:
-        """Ask the live voter that holds most, once a try: two that stand at once help nobody."""
-        engine = self._core.engine
-        if self._heir or not self.is_handing_over or engine.role != "leader":
-            return
-        live = engine.live_nodes() & set(engine.voters) - {self._core.config.node_id}
-        for peer in sorted(live, key=lambda peer: (-engine.matched(peer), peer)):
-            if engine.transfer(peer):
-                self._heir = peer
-                return
 
 
 def _late_error(ask: Ask) -> ConsensusError:
