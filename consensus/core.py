@@ -81,6 +81,7 @@ class Core:
         self.snapshots = Snapshots(
             self._directory,
             background=ports.background,
+            clock=ports.clock,
             ledger_path=lambda: self._path,
             replace=self._replace_ledger,
         )
@@ -244,10 +245,9 @@ class Core:
         """A node that the mesh has removed takes no part any more, and says so to its clients."""
         if self.is_removed or not self._removal_due:
             return
-        is_removed = self.ledger.removed_at(self.config.node_id) is not None
+        self.is_removed = self.ledger.removed_at(self.config.node_id) is not None
         self._removal_due = False
-        if is_removed:
-            self.is_removed = True
+        if self.is_removed:
             log.warning("%s", Removed())
             self.engine.close()
             self.proposals.fail_all(Removed())

@@ -19,6 +19,14 @@ CALM_MS = 30_000  # in service for so long: the next look is an early one again
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+_REFUSAL_CODES = frozenset(
+    {
+        *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM),
+    }
+)
+
+
 def is_full(error: BaseException | None) -> bool:
     """Whether this failure, or what it came from, is that of a disk without room."""
     while error is not None:
@@ -28,6 +36,13 @@ def is_full(error: BaseException | None) -> bool:
             return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
         error = error.__cause__
     return False
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the disk, and not what is on it, is why something could not be read or written."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _REFUSAL_CODES
+    return isinstance(error, OSError)
 
 
 def may_pass(error: BaseException | None) -> bool:

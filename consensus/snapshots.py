@@ -30,13 +30,15 @@ from consensus.copying import (
 )
 from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
-from consensus.engine.ports import Checked
+from consensus.engine.ports import Checked, Finding
 from consensus.engine.ports import SnapshotFile as Sendable
 from consensus.errors import Damaged
-from consensus.ports import Background
+from consensus.ports import Background, Clock
+from consensus.room import is_refusal
 
-REFUSED_REQUESTS = 100  # about two seconds: a leader asks at each of its ticks
-REFUSALS_MAX = 2  # peers that threw a copy away, until a new one is made
+REQUEST_PAUSE_MS = 2_000  # after a copy that failed or was not sound, before the next is made
+REFUSING_PEERS_MAX = 2  # that found a copy unsound: then a new one is made
+PEER_REFUSALS_MAX = 4  # of one peer alone: the same
 SNAPSHOT_BYTES_MAX = 1 << 40
 WAL_BYTES_MAX = 256 << 20  # a copy that takes so long that the log grows beyond this is given up
 
@@ -72,22 +74,24 @@ class Snapshots:
         directory: LedgerDirectory,
         *,
         background: Background,
+        clock: Clock,
         ledger_path: Callable[[], Path],
         replace: Callable[[Path, int], None],
         wal_bytes_max: int = WAL_BYTES_MAX,
     ) -> None:
         self._directory = directory
         self._background = background
+        self._clock = clock
         self._ledger_path = ledger_path
         self._replace = replace
         self._wal_bytes_max = wal_bytes_max
         self._latest: SnapshotFile | None = None
         # Replaced by a newer one, which needs that these are sent to somebody: so they are few.
         self._retired: list[tuple[weakref.ref[SnapshotFile], int]] = []
-        self._refusals = 0
+        self._refusals: dict[str, int] = {}  # of REFUSING_PEERS_MAX at most: how often each did
         self._making = False
         self._reading = False
-        self._pass_over_count = 0
+        self._not_before_ms = clock.monotonic_ms()
         self._incoming: Incoming | None = None
         self._incoming_sequence = 0
         self.damage = ""
@@ -107,12 +111,9 @@ class Snapshots:
     def request(self) -> None:
         """Make a fresh copy in the background; nothing happens while one is being made.
 
-        After one that failed the next REFUSED_REQUESTS requests are passed over.
+        Nor for REQUEST_PAUSE_MS after one that failed.
         """
-        if self._making or self.damage:
-            return
-        if self._pass_over_count > 0:
-            self._pass_over_count -= 1
+        if self._making or self.damage or self._clock.monotonic_ms() < self._not_before_ms:
             return
         self._making = self._reading = True
         source, folder, disk = self._ledger_path(), self._directory.snapshots, self._directory.disk
@@ -148,7 +149,7 @@ class Snapshots:
     def _give_up(self, error: BaseException, source: Path) -> None:
         self._making = False
         # A disk that is full does not get emptier by filling it again at once.
-        self._pass_over_count = REFUSED_REQUESTS
+        self._not_before_ms = self._clock.monotonic_ms() + REQUEST_PAUSE_MS
         # What is said of a ledger that was replaced meanwhile is not held against the new one.
         if isinstance(error, Damaged) and source == self._ledger_path():
             self.damage = str(error)
@@ -157,7 +158,8 @@ class Snapshots:
             log.warning("a copy of the ledger was not made: %s", error)
 
     def _keep(self, made: SnapshotFile) -> None:
-        self._making, self._refusals = False, 0
+        self._making = False
+        self._refusals.clear()
         self._retire(named_anew=made.path)
         self._latest = made
         self.made_count += 1
@@ -176,20 +178,22 @@ class Snapshots:
                 self._retired.remove((reference, fd))
                 self._background.run(partial(os.close, fd), _ended)
 
-    def refused(self, snapshot: Sendable) -> None:
-        """A peer received all of it and threw it away; after REFUSALS_MAX a new one is made."""
-        if snapshot is self._latest:
-            self._refusals += 1
-            if self._refusals >= REFUSALS_MAX:
-                self.rotten(snapshot)
+    def refused(self, snapshot: Sendable, peer: str) -> None:
+        """A peer received all of it and found it unsound. One peer may be wrong, now and then."""
+        if snapshot is not self._latest:
+            return
+        self._refusals[peer] = self._refusals.get(peer, 0) + 1
+        is_alone = len(self._refusals) < REFUSING_PEERS_MAX
+        if not is_alone or self._refusals[peer] >= PEER_REFUSALS_MAX:
+            self.rotten(snapshot)
 
     def rotten(self, snapshot: Sendable) -> None:
         """It is not handed out again; the next request makes a new one, but not at once."""
         if snapshot is self._latest:
             log.error("the copy of the ledger at %d is not sound: it is made anew", snapshot.index)
             self._retire()
-            self._refusals = 0
-            self._pass_over_count = REFUSED_REQUESTS
+            self._refusals.clear()
+            self._not_before_ms = self._clock.monotonic_ms() + REQUEST_PAUSE_MS
 
     # Copies from others.
 
@@ -213,16 +217,20 @@ class Snapshots:
             incoming.offset += count
             if incoming.offset == incoming.bytes_total:
                 self._check(incoming)
-        return incoming.offset
+        return incoming.offset if incoming is self._incoming else 0
 
     def _write(self, incoming: Incoming, data: bytes) -> bool:
-        """False when there is no room: what is there stays, and the chunk will come again."""
+        """False when there is no room: what is there stays if it can, and the chunk will come again."""
         disk = self._directory.disk
         try:
             disk.write(incoming.handle, data)
         except OSError as error:
             log.warning("a chunk of a copy of the ledger was not taken: %s", error)
-            disk.truncate(incoming.path, incoming.offset)
+            try:
+                disk.truncate(incoming.path, incoming.offset)
+            except OSError:
+                # Nobody knows what is there now: all of it comes again.
+                self.abort()
             return False
         return True
 
@@ -255,11 +263,11 @@ class Snapshots:
                 # It was given up meanwhile, and the check may have left files of its own.
                 self._remove(incoming.path)
                 return
+            finding = Finding.SOUND
             if error is not None:
+                finding = Finding.UNREAD if is_refusal(error) else Finding.UNSOUND
                 log.error("a received copy of the ledger was thrown away: %s", error)
-            incoming.checked = Checked(
-                incoming.index, incoming.term, incoming.bytes_total, error is None
-            )
+            incoming.checked = Checked(incoming.index, incoming.term, incoming.bytes_total, finding)
 
         self._background.run(work, done)
 
@@ -290,7 +298,8 @@ class Snapshots:
         """Make the copy that was found sound the ledger in force."""
         incoming = self._incoming
         assert incoming is not None and incoming.checked is not None
-        assert incoming.checked.is_sound and (incoming.index, incoming.term) == (index, term)
+        assert incoming.checked.finding is Finding.SOUND
+        assert (incoming.index, incoming.term) == (index, term)
         self._incoming = None
         self._replace(incoming.path, index)
         self.damage = ""

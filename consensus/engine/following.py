@@ -13,6 +13,7 @@ from quorumesh.v1.peer_pb2 import (
 
 from consensus.engine.codec import Malformed, is_command
 from consensus.engine.config import COUNTED_MS_MAX
+from consensus.engine.ports import Finding
 from consensus.engine.seat import Seat
 
 
@@ -154,9 +155,11 @@ def install_if_checked(seat: Seat) -> None:
     raft, leader = seat.raft, seat.raft.leader_id
     if raft.is_leader or not leader or checked.index <= raft.commit_index:
         seat.snapshots.abort()
-    elif not checked.is_sound:
+    elif checked.finding is not Finding.SOUND:
         seat.snapshots.abort()
-        _answer_chunk(seat, leader, checked.index, 0)
+        is_unread = checked.finding is Finding.UNREAD
+        reply = SnapshotReply(index=checked.index, disk_refused=is_unread)
+        seat.say(leader, Frame(snapshot_reply=reply))
     else:
         seat.snapshots.install(checked.index, checked.term)
         _begin_after(seat, checked.index, checked.term)

@@ -176,7 +176,8 @@ def connected(seat: Seat, peer: str) -> None:
             progress.match_index + 1, min(progress.next_index, seat.journal.last_index + 1)
         )
         progress.probed_ms = progress.sent_ms = seat.now_ms() - seat.config.heartbeat_ms
-        progress.chunk_sent = progress.chunk_acked
+        # It says with the first chunk what it has: nothing, if it was started anew, which is no refusal.
+        progress.chunk_sent = progress.chunk_acked = 0
 
 
 def transfer(seat: Seat, peer: str) -> bool:

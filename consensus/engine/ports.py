@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from quorumesh.v1.peer_pb2 import SnapshotChunk
@@ -41,14 +42,22 @@ class SnapshotFile(Protocol):
         """Up to `count` bytes. Raises Damaged when they are no longer those that were written."""
 
 
+class Finding(Enum):
+    """What a check found a received copy to be."""
+
+    SOUND = "sound"
+    UNSOUND = "unsound"  # not what was sent, or no state
+    UNREAD = "unread"  # the disk here refused, which says nothing about the copy
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A received copy that was read to its end: sound, or not what was sent."""
+    """A received copy of which all was here, and what it was found to be."""
 
     index: int
     term: int
     bytes_total: int
-    is_sound: bool
+    finding: Finding
 
 
 class SnapshotStore(Protocol):
@@ -60,8 +69,8 @@ class SnapshotStore(Protocol):
     def request(self) -> None:
         """Make a fresh copy in the background."""
 
-    def refused(self, snapshot: SnapshotFile) -> None:
-        """A peer received all of this copy and threw it away."""
+    def refused(self, snapshot: SnapshotFile, peer: str) -> None:
+        """A peer received all of this copy and found it unsound."""
 
     def rotten(self, snapshot: SnapshotFile) -> None:
         """This copy could not be read back as it was written: it is never handed out again."""

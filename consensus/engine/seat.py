@@ -35,7 +35,7 @@ class Progress:
     chunk_sent: int = 0
     chunk_acked: int = 0
     chunk_ms: int = NEVER_MS
-    refused_ms: int = NEVER_MS  # when it last threw a copy away
+    no_copy_until_ms: int = NEVER_MS  # it threw one away, and is sent none for a while
 
 
 @dataclass(slots=True)

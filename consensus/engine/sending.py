@@ -8,6 +8,7 @@ from consensus.engine.config import (
     CHUNK_BYTES_MAX,
     SNAPSHOT_REFUSED_MS,
     SNAPSHOT_RESEND_MS,
+    SNAPSHOT_UNREAD_MS,
     WINDOW_CHUNKS_MAX,
 )
 from consensus.engine.ports import SnapshotFile
@@ -22,7 +23,7 @@ def send_snapshot(seat: Seat, peer: str, progress: Progress) -> None:
     been started anew while it checked the copy. One that threw a copy away waits for the next: a
     peer whose disk refuses would else be sent one after the other.
     """
-    if seat.now_ms() - progress.refused_ms < SNAPSHOT_REFUSED_MS:
+    if seat.now_ms() < progress.no_copy_until_ms:
         return
     if progress.snapshot is None:
         latest = seat.snapshots.latest()
@@ -86,10 +87,14 @@ def chunk_answered(seat: Seat, peer: str, reply: SnapshotReply) -> None:
         return
     if progress.snapshot is None or progress.snapshot.index != reply.index:
         return
+    if reply.disk_refused:
+        # The copy is as good as before for whoever can write it down.
+        progress.snapshot, progress.no_copy_until_ms = None, seat.now_ms() + SNAPSHOT_UNREAD_MS
+        return
     if reply.next_offset == 0 and progress.chunk_acked == progress.snapshot.bytes_total:
         # It had all of it and threw it away: not even the second time is it sent without a doubt.
-        seat.snapshots.refused(progress.snapshot)
-        progress.snapshot, progress.refused_ms = None, seat.now_ms()
+        seat.snapshots.refused(progress.snapshot, peer)
+        progress.snapshot, progress.no_copy_until_ms = None, seat.now_ms() + SNAPSHOT_REFUSED_MS
         return
     offset = min(reply.next_offset, progress.snapshot.bytes_total)
     if offset < progress.chunk_acked:

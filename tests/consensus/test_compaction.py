@@ -16,8 +16,8 @@ from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.ledger import Ledger
-from consensus.snapshots import Snapshots, wal_bytes
-from tests.consensus.cluster import AtOnce, Cluster, MemoryEnd
+from consensus.snapshots import REQUEST_PAUSE_MS, Snapshots, wal_bytes
+from tests.consensus.cluster import AtOnce, Cluster, MemoryEnd, World
 from tests.consensus.test_autopilot import admit, founded
 from tests.consensus.test_cores import accepted, submit
 
@@ -77,7 +77,11 @@ def test_a_copy_being_sent_stays_readable_when_a_newer_one_has_replaced_it(tmp_p
     path = directory.prepare()
     ledger = Ledger.open(str(path))
     snapshots = Snapshots(
-        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+        directory,
+        background=AtOnce(),
+        clock=World(),
+        ledger_path=lambda: path,
+        replace=lambda copy, index: None,
     )
     snapshots.request()
     first = snapshots.latest()
@@ -175,12 +179,22 @@ class FullDisk:
 
 def test_a_copy_that_failed_is_not_tried_again_at_once(tmp_path: Path) -> None:
     directory = LedgerDirectory(tmp_path)
-    path, disk = directory.prepare(), FullDisk()
+    path, disk, world = directory.prepare(), FullDisk(), World()
     snapshots = Snapshots(
-        directory, background=disk, ledger_path=lambda: path, replace=lambda copy, index: None
+        directory,
+        background=disk,
+        clock=world,
+        ledger_path=lambda: path,
+        replace=lambda copy, index: None,
     )
-    for _ in range(150):
+    snapshots.request()
+    world.run_for(REQUEST_PAUSE_MS - 1)
+    for _ in range(500):
         snapshots.request()
+    assert disk.count == 1
+
+    world.run_for(1)
+    snapshots.request()
 
     assert disk.count == 2
     assert list(directory.snapshots.iterdir()) == []
@@ -200,7 +214,11 @@ def test_more_bytes_than_a_copy_has_are_not_taken(tmp_path: Path) -> None:
     directory = LedgerDirectory(tmp_path)
     path = directory.prepare()
     snapshots = Snapshots(
-        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+        directory,
+        background=AtOnce(),
+        clock=World(),
+        ledger_path=lambda: path,
+        replace=lambda copy, index: None,
     )
     chunk = SnapshotChunk(index=9, entry_term=1, data=b"12345", total_bytes=8, digest=b"d")
     assert snapshots.receive(chunk) == 5

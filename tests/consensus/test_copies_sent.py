@@ -16,8 +16,8 @@ from consensus.directory import LedgerDirectory
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.ledger import Ledger
-from consensus.snapshots import REFUSALS_MAX, REFUSED_REQUESTS, Snapshots
-from tests.consensus.cluster import Cluster, MemoryEnd
+from consensus.snapshots import PEER_REFUSALS_MAX, REQUEST_PAUSE_MS, Snapshots
+from tests.consensus.cluster import Cluster, MemoryEnd, World
 from tests.consensus.test_compaction import AtOnce
 from tests.consensus.test_cores import accepted, holds_all, submit, three
 
@@ -42,7 +42,11 @@ def made(tmp_path: Path) -> tuple[Snapshots, SnapshotFile]:
     path = directory.prepare()
     Ledger.open(str(path)).close()
     snapshots = Snapshots(
-        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+        directory,
+        background=AtOnce(),
+        clock=World(),
+        ledger_path=lambda: path,
+        replace=lambda copy, index: None,
     )
     snapshots.request()
     copy = snapshots.latest()
@@ -103,15 +107,15 @@ class Spoiling:
         self._core.frame_received(peer, frame)
 
 
-def test_a_copy_that_was_thrown_away_twice_is_made_anew(tmp_path: Path) -> None:
+def test_a_copy_that_one_peer_throws_away_again_and_again_is_made_anew(tmp_path: Path) -> None:
     cluster, away, leader = one_away(tmp_path)
     returned = cluster.start(away)
-    spoiling = Spoiling(returned, REFUSALS_MAX)
+    spoiling = Spoiling(returned, PEER_REFUSALS_MAX)
     cluster.wires.ends[away].bind(spoiling)
 
     cluster.world.run(cluster.agree)
 
-    assert spoiling.count == REFUSALS_MAX
+    assert spoiling.count == PEER_REFUSALS_MAX
     assert leader.snapshots.made_count == 2
     assert returned.snapshots.installed_count == 1
     assert holds_all(cluster, WRITTEN)
@@ -157,6 +161,7 @@ def test_a_copy_that_is_installed_ends_the_damage_of_the_ledger_before_it(tmp_pa
     snapshots = Snapshots(
         directory,
         background=AtOnce(),
+        clock=World(),
         ledger_path=lambda: path,
         replace=lambda copy, index: installed.append(index),
     )
@@ -192,12 +197,16 @@ class Spoiler(Disk):
 
 
 def test_a_copy_alone_that_went_bad_is_not_held_against_the_ledger(tmp_path: Path) -> None:
-    disk = Spoiler()
+    disk, world = Spoiler(), World()
     directory = LedgerDirectory(tmp_path, disk)
     path = directory.prepare()
     Ledger.open(str(path)).close()
     snapshots = Snapshots(
-        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+        directory,
+        background=AtOnce(),
+        clock=world,
+        ledger_path=lambda: path,
+        replace=lambda copy, index: None,
     )
 
     snapshots.request()
@@ -205,8 +214,8 @@ def test_a_copy_alone_that_went_bad_is_not_held_against_the_ledger(tmp_path: Pat
     assert snapshots.latest() is None and snapshots.damage == ""
     assert list(directory.snapshots.iterdir()) == []
     disk.is_armed = False
-    for _ in range(REFUSED_REQUESTS + 1):
-        snapshots.request()
+    world.run_for(REQUEST_PAUSE_MS)
+    snapshots.request()
     assert snapshots.latest() is not None
 
 
@@ -230,6 +239,7 @@ def test_only_the_ledger_in_force_is_held_to_be_damaged(tmp_path: Path, is_repla
     snapshots = Snapshots(
         directory,
         background=Replacing(),
+        clock=World(),
         ledger_path=lambda: in_force[0],
         replace=lambda copy, index: None,
     )
@@ -308,7 +318,11 @@ def test_a_chunk_that_finds_no_room_is_taken_when_there_is_some(tmp_path: Path) 
     directory = LedgerDirectory(tmp_path, disk)
     path = directory.prepare()
     snapshots = Snapshots(
-        directory, background=AtOnce(), ledger_path=lambda: path, replace=lambda copy, index: None
+        directory,
+        background=AtOnce(),
+        clock=World(),
+        ledger_path=lambda: path,
+        replace=lambda copy, index: None,
     )
     first = SnapshotChunk(index=9, entry_term=1, data=b"1234", total_bytes=8, digest=b"d")
     second = SnapshotChunk(index=9, entry_term=1, data=b"56", offset=4, total_bytes=8, digest=b"d")
@@ -330,6 +344,7 @@ def test_a_copy_gives_way_when_the_write_ahead_log_outgrows_its_bound(tmp_path: 
     snapshots = Snapshots(
         directory,
         background=AtOnce(),
+        clock=World(),
         ledger_path=lambda: path,
         replace=lambda copy, index: None,
         wal_bytes_max=50_000,

@@ -18,7 +18,7 @@ from quorumesh.v1.ledger_pb2 import MembershipChange
 from quorumesh.v1.peer_pb2 import Frame, SnapshotChunk
 
 from consensus.engine import Engine, EngineConfig, Journal, VoteRecord
-from consensus.engine.ports import Checked, SnapshotFile
+from consensus.engine.ports import Checked, Finding, SnapshotFile
 from tests.engine.disk import SimDisk
 
 TICK_MS = 20
@@ -217,12 +217,14 @@ class SimNode:
             return None
         (index, term, digest), data, bytes_total = self._incoming
         is_sound = hashlib.sha256(data).digest() == digest and not self.throws_copies_away
-        return Checked(index, term, bytes_total, is_sound)
+        finding = Finding.SOUND if is_sound else Finding.UNSOUND
+        return Checked(index, term, bytes_total, finding)
 
-    def refused(self, snapshot: SnapshotFile) -> None:
+    def refused(self, snapshot: SnapshotFile, peer: str) -> None:
         self._copy = None
 
-    rotten = refused
+    def rotten(self, snapshot: SnapshotFile) -> None:
+        self._copy = None
 
     def abort(self) -> None:
         self._incoming = None

@@ -322,19 +322,22 @@ class SnapshotReply(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     NEXT_OFFSET_FIELD_NUMBER: _builtins.int
     INSTALLED_FIELD_NUMBER: _builtins.int
+    DISK_REFUSED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     next_offset: _builtins.int
     installed: _builtins.bool
+    disk_refused: _builtins.bool
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         next_offset: _builtins.int = ...,
         installed: _builtins.bool = ...,
+        disk_refused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "installed", b"installed", "next_offset", b"next_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_refused", b"disk_refused", "index", b"index", "installed", b"installed", "next_offset", b"next_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
