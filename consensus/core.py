@@ -356,8 +356,9 @@ class Core:
 
     def _apply_committed(self) -> None:
         with self._refusals.applying:
+            before = self.applied_index
             self.engine.apply_committed()
-            if self._storage.ledger_written():
+            if self.applied_index > before and self._storage.ledger_written():
                 log.warning("the ledger can be written again")
             self._on_wake()
 
@@ -407,6 +408,7 @@ class Core:
 
     def _receive(self, peer: str, frame: Frame) -> None:
         kind = frame.WhichOneof("kind")
+        is_farewell = kind in FAREWELL_KINDS and frame.term <= self.engine.term
         if kind == "propose":
             is_part = False
             # Whoever sent it is told that it got nowhere also when that cannot be read.
@@ -415,9 +417,7 @@ class Core:
                 if frame.propose.HasField("change"):
                     self.membership.receive(peer, frame.propose.change)
             self.forwarding.receive(peer, frame.propose, is_part=is_part)
-        elif (
-            kind not in FAREWELL_KINDS or frame.term > self.engine.term
-        ) and self.membership.has_left(peer):
+        elif not is_farewell and self.membership.has_left(peer):
             self.engine.counters.frames_refused += 1
         elif kind == "propose_reply":
             if frame.propose_reply.HasField("change"):

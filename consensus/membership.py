@@ -114,6 +114,8 @@ class Membership:
 
     def turn(self, now_ms: int) -> None:
         """Ask, ask again, and give up what is too late."""
+        if self._core.is_removed:
+            self.expire(now_ms)  # first, for nobody else does it when the ledger cannot be read
         for ask in list(self._asks):
             if self._is_done(ask.change):
                 self._end(ask, None)
@@ -125,7 +127,7 @@ class Membership:
                 self._bring(ask, now_ms)
 
     def expire(self, now_ms: int) -> None:
-        """Give up what is too late, without a look at the ledger, which cannot be read."""
+        """Give up what is too late, without a look at the ledger."""
         for ask in list(self._asks):
             if now_ms >= ask.deadline_ms:
                 self._end(ask, _late_error(ask))

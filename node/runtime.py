@@ -329,18 +329,18 @@ class _Node:
             await asyncio.sleep(FOLLOW_MS / 1_000)
 
     def _follow_members_once(self) -> None:
-        core = self.replica.core
-        members: dict[str, str] = {}
+        core, told = self.replica.core, self._identity.members
+        known: dict[str, str] = {}
         with core.guard:
             members = core.ledger.members()
             # What was told at joining is good until the ledger knows better.
-            told = {} if members else self._identity.members
-            self.link.set_peers({**told, **core.peers()})
-        members = members or self._identity.members
-        if members and members != self._noted:
-            self._noted = members
+            self.link.set_peers({**({} if members else told), **core.peers()})
+            # Not when the disk refused that: what was told may be of long ago.
+            known = members or told
+        if known and known != self._noted:
+            self._noted = known
             try:
-                write_members(self._config.data_dir, members)
+                write_members(self._config.data_dir, known)
             except OSError as error:
                 log.warning("the members were not noted beside the state: %s", error)
 

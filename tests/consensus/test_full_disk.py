@@ -307,3 +307,24 @@ def test_a_task_that_holds_records_of_a_journal_does_no_harm_when_its_write_is_c
     cluster.world.run(lambda: again.reader.counts().task_count == 1)
     held = (again.journal.command_at(index) for index in range(1, again.journal.last_index + 1))
     assert any(claims_synced in command for command in held), "read back as it was written"
+
+
+def test_a_ledger_that_refuses_writes_is_not_said_to_work_because_the_journal_failed_too(
+    tmp_path: Path,
+) -> None:
+    """The journal fails in the moment between the look for room and the entry that is tried again."""
+    cluster, _ = mesh(tmp_path)
+    core = cluster.wait_leader()
+    other = other_than(cluster, core)
+    core.ledger.connection.execute("PRAGMA query_only = 1")
+    accepted(cluster.propose(other, submit(1)))
+    cluster.world.run(lambda: bool(core.trouble) and core._apply_due, ms_max=RETURN_MS_MAX)
+
+    core.engine._fail(OSError(errno.ENOSPC, "No space left on device"))
+    cluster.world.run(lambda: core.engine.failed is None, ms_max=RETURN_MS_MAX)
+    with pytest.raises(AssertionError, match="not within"):
+        cluster.world.run(lambda: core.view().writable, ms_max=5_000)
+
+    core.ledger.connection.execute("PRAGMA query_only = 0")
+    cluster.world.run(lambda: core.view().writable, ms_max=RETURN_MS_MAX)
+    cluster.world.run(lambda: cluster.agree() and holds_all(cluster, 1))

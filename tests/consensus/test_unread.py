@@ -9,7 +9,7 @@ import pytest
 from quorumesh.v1.peer_pb2 import Frame, PreVote
 
 from consensus.core import Core
-from consensus.errors import Damaged, Unavailable
+from consensus.errors import Damaged, OutcomeUnknown, Unavailable
 from consensus.ledger import Applied
 from tests.consensus.cluster import Cluster
 from tests.consensus.test_copies_sent import WRITTEN, one_away
@@ -131,6 +131,25 @@ def test_a_change_that_is_asked_of_a_node_that_cannot_read_ends_in_time(tmp_path
     cluster.world.run(lambda: bool(ended), ms_max=1_100)
 
     assert isinstance(ended[0], Unavailable)
+    refuse_reads(core, is_refusing=False)
+
+
+def test_a_removed_node_that_cannot_read_keeps_nobody_waiting_for_ever(tmp_path: Path) -> None:
+    cluster = three(tmp_path)
+    cluster.world.run(cluster.agree)
+    leader = cluster.wait_leader()
+    name = next(n for n in sorted(cluster.cores) if cluster.cores[n] is not leader)
+    core = cluster.cores[name]
+    ended: list[object] = []
+
+    deadline_ms = cluster.world.monotonic_ms() + 2_000
+    core.membership.remove_voter(name, deadline_ms=deadline_ms, done=ended.append)
+    cluster.world.run(lambda: core.is_removed, ms_max=2_000)
+    assert not ended, "it is told in the turn after the one in which its removal was applied"
+    refuse_reads(core)
+    cluster.world.run(lambda: bool(ended), ms_max=2_100)
+
+    assert isinstance(ended[0], OutcomeUnknown)
     refuse_reads(core, is_refusing=False)
 
 

@@ -328,3 +328,24 @@ async def test_a_working_mesh_notes_its_members_beside_the_state(
     with contextlib.suppress(OSError):
         (tmp_path / "n1" / "members.json").write_bytes(b"\xff not json")
     assert read_members(tmp_path / "n1") == {}
+
+
+async def test_a_node_that_cannot_read_its_members_keeps_those_that_it_noted(
+    mesh: SmallMesh, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not those that it was told of when it joined, which were fewer."""
+    known = {node.node_id: node.address for node in mesh.nodes.values()}
+    await until(lambda: read_members(tmp_path / "n2") == known)
+    connection = mesh.nodes["n2"].replica.core.ledger.connection
+
+    connection.set_progress_handler(lambda: 1, 1)
+    await until(lambda: "the ledger cannot be" in _told_by_the_node(caplog))
+    noted = read_members(tmp_path / "n2")
+    connection.set_progress_handler(None, 1)
+
+    assert noted == known and len(known) > 2
+
+
+def _told_by_the_node(caplog: pytest.LogCaptureFixture) -> str:
+    """What it tells about once a second, after it has looked for its members."""
+    return "\n".join(r.getMessage() for r in caplog.records if r.name == "node.runtime")
