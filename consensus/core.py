@@ -151,8 +151,6 @@ class Core:
     def _reopened(self, opened: Reopened | BaseException) -> None:
         self._on_wake()
         match opened:
-            case Damaged():
-                self._refusals.found_damage(str(opened))
             case OSError() | StorageFailed():
                 self.engine.failed = opened
             case Reopened() if self.diverged or self.is_removed:
@@ -160,7 +158,7 @@ class Core:
             case Reopened():
                 self._go_on_with(opened)
             case _:
-                raise opened
+                raise opened  # damage, too: the guard takes this node out of service
 
     def _go_on_with(self, opened: Reopened) -> None:
         connected = self.engine.connected

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from consensus.errors import Damaged
 from consensus.ports import Background
 from consensus.scrub import is_damage
 from consensus.storage import Storage
@@ -24,7 +25,7 @@ log = logging.getLogger("consensus.guard")
 
 
 class Guard:
-    """`with guard:` ends early at what the database refuses, and tells its owner which of the two it was."""
+    """`with guard:` ends early at damage and at what the database refuses, and tells its owner which it was."""
 
     def __init__(
         self,
@@ -44,6 +45,9 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        if isinstance(error, Damaged):
+            self._on_damage(str(error))
+            return True
         if not isinstance(error, sqlite3.DatabaseError):
             return False
         if is_damage(error):

@@ -121,6 +121,16 @@ def test_a_journal_that_is_damaged_by_then_takes_its_node_out_of_service(tmp_pat
     assert is_out_of_service(core)
 
 
+def test_a_vote_that_is_gone_by_then_takes_its_node_out_of_service(tmp_path: Path) -> None:
+    cluster, core, _, _ = opening_anew(tmp_path)
+    (core.config.root / "vote").unlink()
+
+    with pytest.raises(Damaged, match="the vote was lost"):
+        cluster.world.run(lambda: core.view().writable, ms_max=RETURN_MS_MAX)
+
+    assert is_out_of_service(core)
+
+
 def test_a_node_found_damaged_meanwhile_says_nothing_afterwards(tmp_path: Path) -> None:
     cluster, core, disk, _ = opening_anew(tmp_path)
     spoil_table(core, "departed")
