@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -67,7 +68,7 @@ def test_memory_that_grows_with_the_input_is_a_failure() -> None:
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_next_round() -> None:
-    kind = KINDS["profile"]
+    kind = replace(KINDS["profile"], round_inputs=500)
     part = run_kind(kind, inputs=kind.round_inputs, seed=SEED)
 
     rest = run_kind(kind, inputs=3 * kind.round_inputs, seed=SEED, after=part)
