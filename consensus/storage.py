@@ -12,6 +12,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
 from consensus.directory import LedgerDirectory
 from consensus.engine import Journal, VoteRecord
 from consensus.errors import Damaged, DiskFull, StorageFailed, Unavailable
@@ -24,6 +26,7 @@ MENDED_RETRY_MS = 5_000
 # What reading rows raises that no ledger of ours has written.
 NO_ROWS_OF_OURS = (
     *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
+    DecodeError,
 )
 
 

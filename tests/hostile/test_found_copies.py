@@ -29,6 +29,7 @@ def follower(tmp_path: Path) -> Iterator[Copied]:
         f"UPDATE member SET node_id = {NO_TEXT} WHERE node_id = 'n3'",
         f"INSERT INTO departed VALUES ('n9', {NO_TEXT}, 1, 1 << 40)",
         f"UPDATE class SET skill = {NO_TEXT} WHERE class_id = (SELECT max(class_id) FROM class)",
+        "UPDATE class SET labels = x'ff' WHERE class_id = (SELECT max(class_id) FROM class)",
         "UPDATE ledger SET schema_version = 99",
     ],
 )

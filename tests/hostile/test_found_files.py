@@ -64,13 +64,22 @@ def test_a_vote_that_was_overwritten_with_ones_and_zeros_is_damaged(
         VoteRecord(path)
 
 
-def test_a_ledger_with_rows_that_nobody_wrote_is_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("DELETE FROM ledger", "TypeError"),
+        ("UPDATE class SET labels = x'ff'", "DecodeError"),
+    ],
+)
+def test_a_ledger_with_rows_that_nobody_wrote_is_damaged(
+    tmp_path: Path, change: str, error: str
+) -> None:
     directory = LedgerDirectory(copy_of_template(tmp_path, 1))
     with sqlite3.connect(directory.prepare()) as db:
-        db.execute("DELETE FROM ledger")
+        db.execute(change)
     db.close()
 
-    with pytest.raises(Damaged, match="the ledger is damaged: TypeError"):
+    with pytest.raises(Damaged, match=f"the ledger is damaged: {error}"):
         open_ledger(directory)
 
 
