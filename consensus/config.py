@@ -9,6 +9,7 @@ from typing import Protocol
 
 from quorumesh.v1.ledger_pb2 import Bootstrap
 
+from consensus.backlog import UNAPPLIED_ENTRIES_MAX
 from consensus.engine.disk import Disk
 from consensus.ledger import Applied
 from consensus.ports import Background, Clock, Link
@@ -39,6 +40,7 @@ class ReplicaConfig:
     compact_wal_bytes: int = 32 << 20
     compact_journal_bytes: int = 64 << 20
     keep_entries: int = 4_000
+    unapplied_entries_max: int = UNAPPLIED_ENTRIES_MAX  # by a ledger that cannot be written
     voters_max: int = 5
     segment_bytes_max: int = 8 << 20
     scrub_ms: int = 600_000  # between two comparisons of whole ledgers; 0: never

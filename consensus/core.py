@@ -104,8 +104,7 @@ class Core:
         self.diverged = ""  # why this node is out of service for good
         self._seen_leader: tuple[str, int] = ("", 0)
         self._leadership = Leadership(self)
-        self._apply_due = False
-        self.is_removed = False
+        self._apply_due = self.is_removed = False
         self._removal_due = True
         with damage_told():
             self._notice_removal()
@@ -315,6 +314,7 @@ class Core:
             self.membership.turn(now_ms)
             return ""
         self.counted.now_ms()
+        self.engine.hold(self._refusals.has_too_much_to_apply(now_ms))
         self.engine.exchange()
         self._look_after_storage()
         self._follow_leader()

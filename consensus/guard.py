@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from consensus.backlog import LOOK_MS, is_too_much
 from consensus.errors import Damaged
 from consensus.ports import Background
 from consensus.scrub import is_damage
@@ -86,7 +87,8 @@ class Refusals:
     def __init__(self, core: Core, storage: Storage) -> None:
         self._core = core
         self._storage = storage
-        self._read_again_ms = 0
+        self._read_again_ms = self._looked_ms = 0
+        self._has_too_much = False
         self.damage = ""
         self.reading = Guard(on_damage=self.found_damage, on_refused=self._cannot_read)
         self.applying = Guard(on_damage=self.found_damage, on_refused=self._cannot_apply)
@@ -106,6 +108,20 @@ class Refusals:
         self._storage.reading_works()
         log.warning("the ledger can be read again")
         return True
+
+    def has_too_much_to_apply(self, now_ms: int) -> bool:
+        """Whether a ledger that cannot be written has left more waiting than may be taken."""
+        if not self._storage.cannot_apply:
+            self._has_too_much, self._looked_ms = False, 0
+        elif now_ms - self._looked_ms >= LOOK_MS:
+            core, self._looked_ms = self._core, now_ms
+            self._has_too_much = is_too_much(
+                core.journal,
+                applied_index=core.applied_index,
+                commit_index=core.engine.commit_index,
+                entries_max=core.config.unapplied_entries_max,
+            )
+        return self._has_too_much
 
     def found_damage(self, why: str) -> None:
         """This node's state cannot be trusted any more: its owner heeds that in the next turn."""

@@ -95,6 +95,11 @@ class Storage:
         return is_news
 
     @property
+    def cannot_apply(self) -> bool:
+        """An entry could not be applied, and none was since."""
+        return self._ledger_error is not None
+
+    @property
     def is_unread(self) -> bool:
         """A read that the node itself needed was refused, and none was seen to work since."""
         return self._reading_error is not None

@@ -62,7 +62,7 @@ class Engine:
         self._clock, self._rng = clock, rng
         self._machine = machine
         self._on_need_tick = on_need_tick
-        self._is_closed = False
+        self._is_closed = self._is_held = False
         self.failed: BaseException | None = journal.failed or vote.failed
         ambient.enter(clock, rng)
         applied = machine.applied_index
@@ -93,8 +93,9 @@ class Engine:
         if self._is_stopped():
             return
         with self._entered():
-            following.install_if_checked(self._seat)
-            votes.stand_if_due(self._seat)
+            if not self._is_held:
+                following.install_if_checked(self._seat)
+                votes.stand_if_due(self._seat)
             if self._seat.raft.is_leader:
                 leading.lead(self._seat)
             self._flush()
@@ -184,6 +185,19 @@ class Engine:
         ]
         return min((index for index in reached if index > 0), default=None)
 
+    def hold(self, is_held: bool) -> None:
+        """While held it hears and says nothing and has no office; what it holds is synced and applied.
+
+        To the others it is as if it were gone: whoever cannot take entries must not count as one
+        who could, or a leader without a majority would stay.
+        """
+        if is_held == self._is_held:
+            return
+        self._is_held = is_held
+        if not self._is_stopped():
+            self._give_up()
+            self._seat.raft.wait_for_election()
+
     def transfer(self, peer: str) -> bool:
         """Leader: ask this voter to take over. False: it does not hold everything yet."""
         if self._is_stopped():
@@ -217,7 +231,7 @@ class Engine:
 
     def frame_received(self, peer: str, frame: Frame) -> None:
         """Take one frame. A malformed one is dropped and counted; one of an old term is dropped."""
-        if self._is_stopped():
+        if self._is_stopped() or self._is_held:
             return
         with self._entered():
             try:
@@ -310,9 +324,13 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         if self.failed is None:
             self.failed = error
-            self._seat.raft.follow(None)
-            self._seat.peers.clear()
-            self._seat.outbox.clear()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Lead and follow nobody; what waits to be said is not."""
+        self._seat.raft.follow(None)
+        self._seat.peers.clear()
+        self._seat.outbox.clear()
 
     def _add(self, command: bytes) -> int:
         seat = self._seat

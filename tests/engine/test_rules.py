@@ -365,6 +365,32 @@ def without_its_first(count: int) -> tuple[World, str]:
     return world, leader
 
 
+def test_a_node_that_is_held_back_has_no_office_and_no_voice_and_applies_what_is_committed() -> (
+    None
+):
+    world, leader, others = settled()
+    engine = world.nodes[leader].engine
+    assert world.propose(leader, b"before")
+    world.run(1_000, lambda: acknowledged(world, b"before"))
+
+    engine.hold(True)
+    successor = world.wait_leader(others)
+    term, last = engine.term, engine.last_index
+    assert world.propose(successor, b"meanwhile")
+    world.run(5_000)
+
+    assert (engine.role, engine.leader_id, engine.term) == ("follower", "", term)
+    assert engine.last_index == last == world.nodes[leader].applied_index
+    assert leader not in world.nodes[successor].engine.live_nodes()
+    engine.hold(False)
+    world.run(2_000)
+    assert (engine.leader_id, engine.last_index) == (
+        successor,
+        world.nodes[successor].engine.last_index,
+    )
+    assert world.nodes[successor].engine.role == "leader", "its return costs no term"
+
+
 def test_a_joiner_far_behind_is_given_a_copy_and_then_the_entries_after_it() -> None:
     world, leader = without_its_first(300)
     joiner = world.join("n4")
