@@ -48,6 +48,7 @@ class Syncing:
     index: int
     position: Position
     handles: list[int]
+    is_named_anew: bool  # the last segment's name is not durable yet either
 
 
 class Journal:
@@ -77,6 +78,7 @@ class Journal:
         self._retired: list[int] = []
         self._syncing: Syncing | None = None
         self._handle = -1
+        self._is_named_anew = False  # a segment was begun, and its folder not synced since
         self._is_closed = False
         self.failed: BaseException | None = None
         self.sync_count = 0
@@ -302,12 +304,15 @@ class Journal:
             self.last_index,
             (segment.sequence, segment.bytes_used),
             [*self._retired, self._handle],
+            self._is_named_anew,
         )
         self._syncing = syncing
 
         def work() -> None:
             for handle in syncing.handles:
                 self._disk.sync(handle)
+            if syncing.is_named_anew:
+                self._disk.sync_folder(self._folder)
 
         def finish(error: BaseException | None) -> None:
             self._finish_sync(syncing, error)
@@ -324,6 +329,7 @@ class Journal:
         self.synced_offset = max(self.synced_offset, syncing.offset)
         self.synced_index = max(self.synced_index, syncing.index)
         self._proven = max(self._proven, syncing.position)
+        self._is_named_anew = self._is_named_anew and not syncing.is_named_anew
         for handle in syncing.handles:
             if handle in self._retired:
                 self._retired.remove(handle)
@@ -363,6 +369,8 @@ class Journal:
         if not is_all_synced:
             for handle in [*self._retired, self._handle]:
                 self._disk.sync(handle)
+            if self._is_named_anew:
+                self._disk.sync_folder(self._folder)
             self._proven = (self._segments[-1].sequence, self._segments[-1].bytes_used)
         if self._named < self._proven:
             self._name_proven()
@@ -401,7 +409,7 @@ class Journal:
                 self._write_buffer()
             self._retire_handle(unsynced=True)
             self._begin_segment()
-            self._disk.sync_folder(self._folder)
+            self._is_named_anew = True
         except (OSError, StorageFailed) as error:
             self._fail(error)
 

@@ -232,3 +232,53 @@ def test_a_vote_survives_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data[:length])
         with pytest.raises(Damaged):
             VoteRecord(path)
+
+
+class ListingDisk(Disk):
+    """The real disk, with a list of what was made durable."""
+
+    def __init__(self) -> None:
+        self.synced: list[str] = []
+
+    def sync(self, handle: int) -> None:
+        super().sync(handle)
+        self.synced.append("file")
+
+    def sync_folder(self, folder: Path) -> None:
+        super().sync_folder(folder)
+        self.synced.append("folder")
+
+
+def test_the_name_of_a_new_segment_is_made_durable_with_what_it_holds_and_off_the_loop(
+    tmp_path: Path,
+) -> None:
+    disk, background = ListingDisk(), Later()
+    journal = Journal(tmp_path, background=background, segment_bytes_max=1, disk=disk)
+    journal.append(1, 1, b"\x00one")
+    journal.sync(nothing)
+    disk.synced.clear()
+
+    background.waiting.pop()()
+    assert len(list(tmp_path.iterdir())) == 2, "a new segment was begun"
+    assert disk.synced == ["file"], "and its folder is not synced by whoever takes the end"
+    journal.append(2, 1, b"\x00two")
+    journal.sync(nothing)
+    assert journal.synced_index == 1
+    background.waiting.pop()()
+
+    assert disk.synced == ["file", "file", "file", "folder"], "two files, and then the name"
+    assert journal.synced_index == 2
+    journal.close()
+
+
+def test_what_is_synced_at_the_end_has_a_durable_name_too(tmp_path: Path) -> None:
+    disk = ListingDisk()
+    journal = Journal(tmp_path, background=Inline(), segment_bytes_max=1, disk=disk)
+    journal.append(1, 1, b"\x00one")
+    journal.sync(nothing)
+    journal.append(2, 1, b"\x00two")
+    disk.synced.clear()
+
+    journal.close()
+
+    assert "folder" in disk.synced
