@@ -36,8 +36,8 @@ WEIGHTS = {
     "wall_jump": 2,
     "worker_pause": 5,
 }
-# Faults that look who leads (moments.py): of no ordinary life yet, only when asked for by weight.
-MOMENTS = ("short_reign", "bare_majority", "far", "relay", "crowd", "purge")
+# Faults that look who leads (moments.py), which every second hundred of seeds meets as well.
+MOMENTS = {"short_reign": 4, "bare_majority": 4, "far": 3, "relay": 4, "crowd": 2, "purge": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,11 @@ def faults_of(
 ) -> list[Fault]:
     """The faults of a life. Some seeds are of one mood: most of their faults come from few kinds.
 
-    `others` are weights to take instead of the usual ones.
+    `others` are weights to take instead of the usual ones. Seeds 100 to 199, 300 to 399 and so on
+    meet the MOMENTS too.
     """
     chance = random.Random(f"{seed} faults")
-    weights = WEIGHTS | (others or {})
+    weights = WEIGHTS | (MOMENTS if seed // 100 % 2 else {}) | (others or {})
     if chance.random() < 0.3:
         for kind in chance.sample(sorted(weights), 4):
             weights[kind] *= 8

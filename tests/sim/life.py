@@ -21,6 +21,17 @@ PAGES_MAX = 1_000_000
 SLOW_LINK_US = (50_000, 150_000)
 
 
+def keeps_majority(voter_count: int, harmed_count: int, leaving_count: int) -> bool:
+    """Whether those that are not harmed are a majority, before and after whole ones have left.
+
+    A removal that was begun is in force at once, and cannot be taken back without its majority.
+    """
+    return all(
+        2 * (voter_count - gone - harmed_count) > voter_count - gone
+        for gone in range(leaving_count + 1)
+    )
+
+
 class Life:
     """One run's troubles. `heal()` ends them all."""
 
@@ -222,10 +233,11 @@ class Life:
             self.world.after_ms(100, one.start)
 
     def _may_harm(self, one: SimNode) -> bool:
-        """Whether a majority of voters stays whole all the same."""
+        """Whether a majority of voters stays whole all the same, however far removals have come."""
         voters = self.mesh.checks.voters
-        harmed = [n for n in self.mesh.nodes.values() if n.is_harmed and n.node_id in voters]
-        return not one.is_harmed and len(harmed) + 1 <= (len(voters) - 1) // 2
+        harmed = {n for n in voters if self.mesh.nodes[n].is_harmed}
+        leaving = set(voters) & self.mesh.members.unwanted - harmed
+        return not one.is_harmed and keeps_majority(len(voters), len(harmed) + 1, len(leaving))
 
     def _damage(self, fault: Fault, one: SimNode, other: SimNode) -> None:
         """Bits of one file flip while the node is down; a majority of voters stays whole."""

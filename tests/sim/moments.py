@@ -1,4 +1,4 @@
-"""Faults that see who leads and choose the worst moment. Given by weight only: `--weights far=20`."""
+"""Faults that see who leads and choose the worst moment. More of one: `--weights far=20`."""
 
 from __future__ import annotations
 

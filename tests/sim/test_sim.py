@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.sim.life import keeps_majority
 from tests.sim.shrink import shrink
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,3 +60,20 @@ def test_shrinking_finds_the_two_faults_that_matter() -> None:
     fewest = shrink(list(range(40)), lambda chosen: {7, 31} <= set(chosen))
 
     assert fewest == [7, 31]
+
+
+@pytest.mark.parametrize(
+    ("voter_count", "harmed_count", "leaving_count", "expected"),
+    [
+        (5, 2, 0, True),
+        (5, 3, 0, False),
+        (5, 2, 1, False),  # a removal under way: two of four
+        (5, 1, 2, True),
+        (3, 1, 1, False),
+        (4, 1, 1, True),
+    ],
+)
+def test_no_more_is_damaged_than_voters_can_lose_while_some_are_leaving(
+    voter_count: int, harmed_count: int, leaving_count: int, expected: bool
+) -> None:
+    assert keeps_majority(voter_count, harmed_count, leaving_count) is expected
