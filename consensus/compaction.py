@@ -53,8 +53,9 @@ class Compaction:
         self.done_count = 0
 
     def turn(self) -> None:
-        # A copy that is being made holds a read transaction: nothing could be checkpointed past it.
-        if self._running or self._core.snapshots.is_making or not self._is_due():
+        # Copying or hashing holds a read transaction: nothing could be checkpointed past it.
+        is_read = self._core.snapshots.is_making or self._core.vouching.is_reading
+        if self._running or is_read or not self._is_due():
             return
         path = self._core.ledger_path
         # Its file keeps the size that it once had, unless it is told how much of that is wanted.
@@ -139,7 +140,9 @@ class Compaction:
         """How many entries peers that lag may still find: bounded in number and in bytes."""
         journal = self._core.journal
         entries_max = self._core.config.keep_entries
-        needed_after = self._core.engine.needed_after()
+        # What follows a copy is needed too, or nobody could be sent that copy.
+        needed = (self._core.engine.needed_after(), self._core.snapshots.needed_after)
+        needed_after = min((after for after in needed if after is not None), default=None)
         if needed_after is not None and index - needed_after > entries_max:
             entries_max = min(index - needed_after, HELD_ENTRIES_MAX)
             bytes_max = held_bytes_max

@@ -20,7 +20,7 @@ from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, StorageFailed, Unavailable
 from consensus.ledger import CannotApply, Ledger
-from consensus.scrub import check_schema, errors_as_sqlite
+from consensus.scrub import check_schema, errors_as_sqlite, whole_digest
 from consensus.storage import NO_ROWS_OF_OURS, damage_told
 
 COPY_PAGES_STEP = 512
@@ -28,6 +28,8 @@ SYNC_PAGES_STEP = (
     4_096  # 16 MiB: what one sync writes, so that syncs of the journal do not wait long
 )
 PARTIAL = "partial.db"
+QUICK_CHECK = "quick_check"  # all pages and rows
+WHOLE_CHECK = "integrity_check"  # and each index against its table
 
 Copied = tuple[int, int]  # index and term of the revision that was copied
 
@@ -65,18 +67,31 @@ class SnapshotFile:
 
 def copy_ledger(source: Path, folder: Path, disk: Disk) -> SnapshotFile:
     """Copy a live ledger into `folder` and prove the copy. Blocks: for a thread."""
-    copied = copy_pages(source, folder / PARTIAL, disk, may_go_on=lambda: True)
+    copied = copy_pages(open_ledger(source), folder / PARTIAL, disk, may_go_on=lambda: True)
     return prove_copy(folder, copied, disk)
 
 
-def copy_pages(source: Path, target: Path, disk: Disk, *, may_go_on: Callable[[], bool]) -> Copied:
-    """Copy a live ledger page by page, under one read transaction, which is over at the end.
+def open_ledger(source: Path) -> sqlite3.Connection:
+    """A connection for `copy_pages`, which sees the ledger as it is when the copying begins."""
+    uri = f"file:{quote(str(source))}?mode=ro"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+
+def copy_pages(
+    reading: sqlite3.Connection, target: Path, disk: Disk, *, may_go_on: Callable[[], bool]
+) -> Copied:
+    """Copy a live ledger page by page, under one read transaction; the connection is closed.
 
     Damaged when the ledger's own pages are; Unavailable when it may not go on.
     """
-    remove_database(target, disk)
-    reading = sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True, isolation_level=None)
-    writing = sqlite3.connect(target, isolation_level=None)
+    with contextlib.closing(reading):
+        remove_database(target, disk)
+        return _copy_pages(reading, target, disk, may_go_on)
+
+
+def _copy_pages(
+    reading: sqlite3.Connection, target: Path, disk: Disk, may_go_on: Callable[[], bool]
+) -> Copied:
     unsynced_from = [0]
 
     def pace(status: int, remaining: int, total: int) -> None:
@@ -86,11 +101,12 @@ def copy_pages(source: Path, target: Path, disk: Disk, *, may_go_on: Callable[[]
             disk.sync_file(target)
             unsynced_from[0] = total - remaining
 
-    with contextlib.closing(reading), contextlib.closing(writing):
+    with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as writing:
         # What is lost with the power is made anew; the finished copy is synced before it counts.
         writing.execute("PRAGMA synchronous=OFF")
         try:
-            reading.execute("BEGIN")
+            if not reading.in_transaction:
+                reading.execute("BEGIN")
             with errors_as_sqlite():
                 copied = applied_of(reading)
             reading.backup(writing, pages=COPY_PAGES_STEP, progress=pace, sleep=0)
@@ -103,20 +119,33 @@ def copy_pages(source: Path, target: Path, disk: Disk, *, may_go_on: Callable[[]
     return copied
 
 
-def prove_copy(folder: Path, copied: Copied, disk: Disk) -> SnapshotFile:
+def prove_copy(
+    folder: Path, copied: Copied, disk: Disk, *, look: Callable[[Path], None] | None = None
+) -> SnapshotFile:
     """Make the copy durable, check it from end to end and give it its name.
 
-    Damaged when it is not sound.
+    `look` may read it once its structure is known to be sound. Damaged when it is not.
     """
     index, term = copied
     partial, path = folder / PARTIAL, folder / f"snapshot-{index}-{term}.db"
     disk.sync_file(partial)
-    verify_copy(partial, index=index, term=term)
+    # First, so that all looks are at bytes that a chunk's digest holds: what changes after is noticed.
+    digest, chunk_digests = digests_of(partial)
+    verify_copy(partial, index=index, term=term, check=WHOLE_CHECK)
+    if look is not None:
+        look(partial)
     disk.rename(partial, path)
     disk.sync_folder(folder)
-    digest, chunk_digests = digests_of(path)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return SnapshotFile(index, term, os.fstat(fd).st_size, digest, chunk_digests, path, fd)
+
+
+def digest_of_rows(path: Path, *, may_go_on: Callable[[], bool]) -> bytes:
+    """The hash of all rows of a ledger's file that nobody writes."""
+    uri = f"file:{quote(str(path))}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as reading:
+        reading.text_factory = bytes
+        return whole_digest(reading, may_go_on=may_go_on)
 
 
 def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> None:
@@ -146,14 +175,14 @@ def _open_once(path: Path) -> None:
         ledger.farewells()
 
 
-def verify_copy(path: Path, *, index: int, term: int) -> None:
+def verify_copy(path: Path, *, index: int, term: int, check: str = QUICK_CHECK) -> None:
     """Damaged unless the file is a sound database of exactly this revision."""
-    found = verify_database(path)
+    found = verify_database(path, check=check)
     if found != (index, term):
         raise Damaged(f"a copy is of {found}, not of {(index, term)}")
 
 
-def verify_database(path: Path) -> Copied:
+def verify_database(path: Path, *, check: str = QUICK_CHECK) -> Copied:
     """The revision of a ledger's file, all of whose pages were looked at. Damaged: not a sound one."""
     try:
         with (
@@ -163,7 +192,7 @@ def verify_database(path: Path) -> Copied:
             errors_as_sqlite(),
         ):
             found = applied_of(reading)
-            said = reading.execute("PRAGMA quick_check(1)").fetchone()[0]
+            said = reading.execute(f"PRAGMA {check}(1)").fetchone()[0]
     except sqlite3.OperationalError:
         raise  # the disk refused to read: that says nothing about what is on it
     except sqlite3.DatabaseError as error:
@@ -221,7 +250,7 @@ def blamed_on_its_source(source: Path) -> Iterator[None]:
         yield
     except Damaged as error:
         try:
-            verify_database(source)
+            verify_database(source, check=WHOLE_CHECK)
         except Damaged as damage:
             raise Damaged(f"the ledger of this node is damaged: {damage}") from error
         raise StorageFailed(f"a sound ledger was not copied soundly: {error}") from error

@@ -47,6 +47,7 @@ from consensus.storage import (
 from consensus.succession import Succession
 from consensus.telling import Observers
 from consensus.view import HEARD_MS_MAX, ReplicaView
+from consensus.vouching import Vouching
 
 TICK_MS = 20
 # What a removed node may say, in no newer term than ours: how much of the log it has, until it has
@@ -78,12 +79,14 @@ class Core:
         self._path, self.ledger, self._reader = open_ledger(self._directory)
         self.counted = CountedClock(ports.clock, counted_ms=self.ledger.counted_ms)
         self.proposals = Proposals(ports.incarnation)
+        self.vouching = Vouching(self, ports)
         self.snapshots = Snapshots(
             self._directory,
             background=ports.background,
             clock=ports.clock,
             ledger_path=lambda: self._path,
             replace=self._replace_ledger,
+            witness=self.vouching,
         )
         self._mending = Mending(self._directory, ports.background)
         self.journal = self._journal_opener()()
@@ -94,13 +97,7 @@ class Core:
         self.membership = Membership(self, ports.link)
         self.autopilot = Autopilot(self, ports.link, ports.clock)
         self.compaction = Compaction(self, ports.background, on_wake=on_wake)
-        self.scrubbing = Scrubbing(
-            self,
-            link=ports.link,
-            clock=ports.clock,
-            background=ports.background,
-            scrub_ms=config.scrub_ms,
-        )
+        self.scrubbing = Scrubbing(self, ports, scrub_ms=config.scrub_ms)
         self.diverged = ""  # why this node is out of service for good
         self._seen_leader: tuple[str, int] = ("", 0)
         self._leadership = Leadership(self)
@@ -193,6 +190,7 @@ class Core:
             entry = Entry.FromString(body)
             applied = self.ledger.apply(index, term, entry)
             self.scrubbing.applied(index, entry)
+            self.vouching.applied(index, entry)
             for fault in applied.faults:
                 log.error("a bug in apply at revision %d was put off: %s", index, fault)
             self.counted.at_least(applied.counted_ms)
@@ -338,7 +336,7 @@ class Core:
         self.membership.turn(now_ms)
         self.autopilot.turn()
         self.compaction.turn()
-        return self.scrubbing.turn()
+        return self.scrubbing.turn() or self.vouching.turn()
 
     def _look_after_storage(self) -> None:
         """What was never sent is refused at once; a disk that was full may have room again."""
@@ -392,6 +390,8 @@ class Core:
     def link_up(self, peer: str) -> None:
         self.engine.link_up(peer)
         self.scrubbing.peer_came()
+        if peer in self.engine.voters:
+            self.snapshots.voter_came()
         self._on_wake()
 
     def link_down(self, peer: str) -> None:
@@ -425,6 +425,7 @@ class Core:
                 return  # sent again at the next tick, not at once: the other may still find a leader
         elif kind == "scrub_digest":
             self.scrubbing.heard(peer, frame.scrub_digest)
+            self.vouching.heard(peer, frame.scrub_digest)
         elif kind == "append" and not is_readable(frame.append):
             self.engine.counters.frames_refused += 1
         else:
@@ -483,6 +484,7 @@ class Core:
         self.compaction.close()
         self.scrubbing.close()
         self._mending.close()
+        self.vouching.close()
         self.engine.close()
         try:
             self.journal.close()

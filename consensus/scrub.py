@@ -17,19 +17,20 @@ import contextlib
 import logging
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quorumesh.v1.ledger_pb2 import Command, Entry, Scrub
 from quorumesh.v1.peer_pb2 import Frame, ScrubDigest
 
+from consensus.config import Ports
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged, Unavailable
-from consensus.ledger.parts import Range, first_range, foreign_schema, read_range
-from consensus.ports import Background, Clock, Link
+from consensus.ledger.parts import Range, all_lines, first_range, foreign_schema, read_range
 
 if TYPE_CHECKING:
     from consensus.core import Core
@@ -44,6 +45,7 @@ READING_MAX = 2  # a node that is slower leaves ranges out
 CHECK_BYTES_MAX = 64 << 20
 FAULTS_SHOWN_MAX = 3
 DIGEST_BYTES = 32
+PACE_BYTES = 64 << 10  # as hashed: some two milliseconds of work
 NO_TEXT = "Could not decode to UTF-8"  # how the errors of text that is none begin
 
 log = logging.getLogger("consensus.scrub")
@@ -101,20 +103,18 @@ class Compared:
 class Scrubbing:
     """One node's part in the scrub. Its methods are called on the loop, by the core."""
 
-    def __init__(
-        self, core: Core, *, link: Link, clock: Clock, background: Background, scrub_ms: int
-    ) -> None:
+    def __init__(self, core: Core, ports: Ports, *, scrub_ms: int) -> None:
         self._core = core
-        self._link = link
-        self._clock = clock
-        self._background = background
+        self._link = ports.link
+        self._clock = ports.clock
+        self._background = ports.background
         self._scrub_ms = scrub_ms
         self._heard: dict[str, dict[int, bytes]] = {}  # of voters only: revision to hash
         self._open: deque[Compared] = deque()  # at most RANGES_KEPT_MAX
         self._reading_count = 0
         self._next: Scrub | None = None  # None: between two rounds
         self._wait_ms = 0  # do not propose before
-        self._ended_ms = clock.monotonic_ms()
+        self._ended_ms = ports.clock.monotonic_ms()
         self._last_revision = 0  # of the last Scrub entry
         self._has_comer = True  # a node may have come back since the last round began
         self._is_closed = False
@@ -127,9 +127,8 @@ class Scrubbing:
 
     def applied(self, index: int, entry: Entry) -> None:
         """Begin to read what the entry names, if it names anything. Called before the next entry."""
-        scrub = next(
-            (p.command.scrub for p in entry.proposals if p.command.HasField("scrub")), None
-        )
+        named = (p.command.scrub for p in entry.proposals if p.command.HasField("scrub"))
+        scrub = next((scrub for scrub in named if not scrub.whole), None)
         if scrub is None:
             return
         self._last_revision = index
@@ -342,6 +341,23 @@ def open_at(path: Path, index: int) -> sqlite3.Connection:
         reading.close()
         raise
     return reading
+
+
+def whole_digest(db: sqlite3.Connection, *, may_go_on: Callable[[], bool]) -> bytes:
+    """One hash over all rows of all tables. Unavailable when it may not go on. For a thread.
+
+    It asks at each PACE_BYTES, and whoever answers late makes it slower.
+    """
+    chain = blake2b(digest_size=DIGEST_BYTES)
+    unasked_bytes = PACE_BYTES
+    for lines in all_lines(db):
+        chain.update(lines)
+        unasked_bytes += len(lines)
+        if unasked_bytes >= PACE_BYTES:
+            unasked_bytes = 0
+            if not may_go_on():
+                raise Unavailable("hashing all rows was given up")
+    return chain.digest()
 
 
 def check_schema(db: sqlite3.Connection) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from quorumesh.v1.peer_pb2 import SnapshotChunk
 
@@ -24,6 +26,8 @@ from consensus.copying import (
     check_received,
     copy_ledger,
     copy_pages,
+    digest_of_rows,
+    open_ledger,
     prove_copy,
     remove_database,
     removed_if_it_fails,
@@ -32,11 +36,16 @@ from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.engine.ports import Checked, Finding
 from consensus.engine.ports import SnapshotFile as Sendable
-from consensus.errors import Damaged
+from consensus.errors import ConsensusError, Damaged, Unavailable
 from consensus.ports import Background, Clock
 from consensus.room import is_refusal
+from consensus.scrub import open_at
+from consensus.storage import damage_told
 
 REQUEST_PAUSE_MS = 2_000  # after a copy that failed or was not sound, before the next is made
+LONG_PAUSE_MS_MIN = 30_000  # after a copy that was too slow or not vouched for, doubled each time
+LONG_PAUSE_MS_MAX = 600_000
+TAKEN_MS_MAX = 10_000  # from when a copy was made until it is on its way to whoever needs it
 REFUSING_PEERS_MAX = 2  # that found a copy unsound: then a new one is made
 PEER_REFUSALS_MAX = 4  # of one peer alone: the same
 SNAPSHOT_BYTES_MAX = 1 << 40
@@ -62,6 +71,24 @@ class Incoming:
         return (self.index, self.term, self.digest) == (chunk.index, chunk.entry_term, chunk.digest)
 
 
+class Witness(Protocol):
+    """Knows what a majority of the voters holds at an index."""
+
+    def ask(
+        self, begin: Callable[[int | None], None], give_up: Callable[[ConsensusError], None]
+    ) -> None:
+        """Call `begin` with an index that this ledger is at just then and where all compare theirs.
+
+        `begin(None)`: nothing can be committed, so nobody can be asked.
+        """
+
+    def may_go_on(self, index: int) -> bool:
+        """Whether a copy at this index may still be handed out. For a thread: it may take a moment."""
+
+    def vouch(self, index: int, digest: bytes, answer: Callable[[str], None]) -> None:
+        """Call `answer` once: why it is not known that a majority found the same; empty: it has."""
+
+
 class Snapshots:
     """The engine's source and sink of ledger copies.
 
@@ -78,6 +105,7 @@ class Snapshots:
         ledger_path: Callable[[], Path],
         replace: Callable[[Path, int], None],
         wal_bytes_max: int = WAL_BYTES_MAX,
+        witness: Witness | None = None,
     ) -> None:
         self._directory = directory
         self._background = background
@@ -85,13 +113,17 @@ class Snapshots:
         self._ledger_path = ledger_path
         self._replace = replace
         self._wal_bytes_max = wal_bytes_max
+        self._witness = witness
         self._latest: SnapshotFile | None = None
         # Replaced by a newer one, which needs that these are sent to somebody: so they are few.
         self._retired: list[tuple[weakref.ref[SnapshotFile], int]] = []
         self._refusals: dict[str, int] = {}  # of REFUSING_PEERS_MAX at most: how often each did
         self._making = False
         self._reading = False
-        self._not_before_ms = clock.monotonic_ms()
+        self._is_taken = False  # the latest one is on its way to somebody
+        self._pending_index: int | None = None  # of the copy that is being made, if it is compared
+        self._not_before_ms = self._made_ms = self._in_vain_ms = clock.monotonic_ms()
+        self._long_pause_ms = LONG_PAUSE_MS_MIN
         self._incoming: Incoming | None = None
         self._incoming_sequence = 0
         self.damage = ""
@@ -103,53 +135,142 @@ class Snapshots:
         """A copy is being read from the ledger: a read transaction is held open."""
         return self._reading
 
+    @property
+    def needed_after(self) -> int | None:
+        """The entry after which the journal must hold all, or the copy under way is of no use.
+
+        One that was just made counts for as long as peers may take to be sent its first chunk.
+        """
+        if self._pending_index is not None:
+            return self._pending_index
+        is_new = self._clock.monotonic_ms() < self._made_ms + TAKEN_MS_MAX
+        if self._latest is None or self._is_taken or not is_new:
+            return None
+        return self._latest.index
+
     # Copies for others.
 
     def latest(self) -> SnapshotFile | None:
+        """The copy to send. Who takes it sees to it that the journal keeps what follows it."""
+        self._is_taken = True
         return self._latest
 
     def request(self) -> None:
         """Make a fresh copy in the background; nothing happens while one is being made.
 
-        Nor for REQUEST_PAUSE_MS after one that failed.
+        Nor for REQUEST_PAUSE_MS after one that failed, nor for longer and longer, from
+        LONG_PAUSE_MS_MIN to LONG_PAUSE_MS_MAX, after one that was too slow or not vouched for.
         """
         if self._making or self.damage or self._clock.monotonic_ms() < self._not_before_ms:
             return
-        self._making = self._reading = True
+        self._making = True
+        if self._witness is None:
+            self._make(None)
+        else:
+            self._witness.ask(self._make, lambda error: self._give_up(error, self._ledger_path()))
+
+    def voter_came(self) -> None:
+        """One that may vouch is there again: what was put off for want of it is tried again soon."""
+        self._long_pause_ms = LONG_PAUSE_MS_MIN
+        soon_ms = self._clock.monotonic_ms() + REQUEST_PAUSE_MS
+        soon_ms = max(soon_ms, self._in_vain_ms + LONG_PAUSE_MS_MIN)
+        self._not_before_ms = min(self._not_before_ms, soon_ms)
+
+    def _make(self, index: int | None) -> None:
+        """Copy the ledger as it is; with an index it is at that, and is compared there."""
         source, folder, disk = self._ledger_path(), self._directory.snapshots, self._directory.disk
+        try:
+            with damage_told():
+                reading = None if index is None else open_at(source, index)
+        except (sqlite3.Error, Damaged) as error:
+            self._give_up(error, source)
+            return
+        self._reading, self._pending_index = True, index
         copied: list[Copied] = []
-        made: list[SnapshotFile] = []
 
         def may_go_on() -> bool:
             return wal_bytes(source) <= self._wal_bytes_max
 
         def read() -> None:
             with removed_if_it_fails(folder / PARTIAL, disk):
-                copied.append(copy_pages(source, folder / PARTIAL, disk, may_go_on=may_go_on))
+                opened = reading or open_ledger(source)
+                copied.append(copy_pages(opened, folder / PARTIAL, disk, may_go_on=may_go_on))
 
         def was_read(error: BaseException | None) -> None:
             self._reading = False
             if error is None:
-                self._background.run(prove, was_proven)
+                self._prove(source, copied[0], is_compared=index is not None)
             else:
-                self._give_up(error, source)
-
-        def prove() -> None:
-            with removed_if_it_fails(folder / PARTIAL, disk), blamed_on_its_source(source):
-                made.append(prove_copy(folder, copied[0], disk))
-
-        def was_proven(error: BaseException | None) -> None:
-            if error is None:
-                self._keep(made[0])
-            else:
-                self._give_up(error, source)
+                self._failed(error, source)
 
         self._background.run(read, was_read)
 
+    def _prove(self, source: Path, copied: Copied, *, is_compared: bool) -> None:
+        folder, disk, witness = self._directory.snapshots, self._directory.disk, self._witness
+        made: list[SnapshotFile] = []
+        rows: list[bytes] = []
+
+        def may_go_on() -> bool:
+            return witness is not None and witness.may_go_on(copied[0])
+
+        def look(path: Path) -> None:
+            rows.append(digest_of_rows(path, may_go_on=may_go_on))
+
+        def prove() -> None:
+            with removed_if_it_fails(folder / PARTIAL, disk), blamed_on_its_source(source):
+                made.append(prove_copy(folder, copied, disk, look=look if is_compared else None))
+
+        def was_proven(error: BaseException | None) -> None:
+            if error is not None:
+                self._failed(error, source)
+            elif witness is not None and is_compared:
+                witness.vouch(copied[0], rows[0], lambda why: self._answered(made[0], why))
+            else:
+                if witness is not None:
+                    log.warning("nothing can be committed: a copy was made that was not compared")
+                self._keep(made[0])
+
+        self._background.run(prove, was_proven)
+
+    def _failed(self, error: BaseException, source: Path) -> None:
+        if isinstance(error, Unavailable):  # it was too slow, and may be again
+            pause_ms = self._put_off_long()
+            log.warning(
+                "a copy of the ledger was given up: %s. The next is made in %d s",
+                error,
+                pause_ms // 1_000,
+            )
+        else:
+            self._give_up(error, source)
+
+    def _answered(self, made: SnapshotFile, why: str) -> None:
+        if not why:
+            self._keep(made)
+            return
+        self._let_go(made)
+        log.warning(
+            "a copy of the ledger at %d is not handed out: %s. The next is made in %d s; compare "
+            "the ledgers with: mesh doctor",
+            made.index,
+            why,
+            self._put_off_long() // 1_000,
+        )
+
+    def _put_off_long(self) -> int:
+        """Long work came to nothing, and may again: ever more seldom. For so many ms."""
+        pause_ms = self._long_pause_ms
+        self._long_pause_ms = min(2 * pause_ms, LONG_PAUSE_MS_MAX)
+        self._in_vain_ms = self._clock.monotonic_ms()
+        self._put_off(pause_ms)
+        return pause_ms
+
+    def _put_off(self, pause_ms: int) -> None:
+        self._making, self._pending_index = False, None
+        self._not_before_ms = self._clock.monotonic_ms() + pause_ms
+
     def _give_up(self, error: BaseException, source: Path) -> None:
-        self._making = False
         # A disk that is full does not get emptier by filling it again at once.
-        self._not_before_ms = self._clock.monotonic_ms() + REQUEST_PAUSE_MS
+        self._put_off(REQUEST_PAUSE_MS)
         # What is said of a ledger that was replaced meanwhile is not held against the new one.
         if isinstance(error, Damaged) and source == self._ledger_path():
             self.damage = str(error)
@@ -158,19 +279,24 @@ class Snapshots:
             log.warning("a copy of the ledger was not made: %s", error)
 
     def _keep(self, made: SnapshotFile) -> None:
-        self._making = False
+        self._making, self._pending_index = False, None
+        self._long_pause_ms = LONG_PAUSE_MS_MIN
         self._refusals.clear()
         self._retire(named_anew=made.path)
-        self._latest = made
+        self._latest, self._made_ms = made, self._clock.monotonic_ms()
+        self._is_taken = False
         self.made_count += 1
 
     def _retire(self, *, named_anew: Path | None = None) -> None:
         """The copy loses its name now, and its bytes once nobody is sent it: in a thread, for they are many."""
         old, self._latest = self._latest, None
         if old is not None:
-            self._retired.append((weakref.ref(old), os.dup(old.fd)))
-            if old.path != named_anew:
-                self._directory.disk.remove(old.path)
+            self._let_go(old, named_anew=named_anew)
+
+    def _let_go(self, copy: SnapshotFile, *, named_anew: Path | None = None) -> None:
+        self._retired.append((weakref.ref(copy), os.dup(copy.fd)))
+        if copy.path != named_anew:
+            self._directory.disk.remove(copy.path)
 
     def _close_retired(self) -> None:
         for reference, fd in self._retired[:]:

@@ -26,9 +26,9 @@ TINY = {"compact_entries": 20, "keep_entries": 5, "segment_bytes_max": 4_096}
 WRITTEN = 120
 
 
-def one_away(tmp_path: Path) -> tuple[Cluster, str, Core]:
+def one_away(tmp_path: Path, **config: int) -> tuple[Cluster, str, Core]:
     """Three nodes, one of them dead and so far behind that it needs a copy; the leader."""
-    cluster = three(tmp_path, **TINY)
+    cluster = three(tmp_path, **{**TINY, **config})
     leader = cluster.wait_leader()
     away = next(n for n in sorted(cluster.cores) if n != leader.config.node_id)
     cluster.kill(away)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from quorumesh.v1.ledger_pb2 import (
 )
 from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
 
+from consensus.engine.disk import Disk
 from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
 from consensus.ledger import APPLY_VERSION
 from consensus.ledger.results import CannotApply
@@ -55,8 +57,11 @@ def join(cluster: Cluster, node_id: str) -> None:
     cluster.world.run(lambda: node_id in leader.ledger.voters())
 
 
-def three(tmp_path: Path, *, seed: int = 0, **config: int) -> Cluster:
+def three(
+    tmp_path: Path, *, seed: int = 0, disks: Mapping[str, Disk] | None = None, **config: int
+) -> Cluster:
     cluster = Cluster(tmp_path, seed=seed, **config)
+    cluster.disks.update(disks or {})
     cluster.start("n1")
     cluster.world.run(lambda: cluster.cores["n1"].ledger.mesh_id == "m")
     join(cluster, "n2")

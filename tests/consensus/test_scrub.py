@@ -15,8 +15,21 @@ from quorumesh.v1.tasks_pb2 import SubtaskSpec, TaskSpec
 from consensus.core import Core
 from consensus.errors import Damaged
 from consensus.ledger import Ledger
-from consensus.ledger.parts import RANGE_BYTES_MAX, RANGE_ROWS_MAX, first_range, parts, read_range
-from consensus.scrub import ANSWER_MS, RANGES_KEPT_MAX, Verdict, is_due, judge, open_at
+from consensus.ledger.parts import (
+    RANGE_BYTES_MAX,
+    RANGE_ROWS_MAX,
+    first_range,
+    parts,
+    read_range,
+)
+from consensus.scrub import (
+    ANSWER_MS,
+    RANGES_KEPT_MAX,
+    Verdict,
+    is_due,
+    judge,
+    open_at,
+)
 from tests.consensus.cluster import Cluster
 from tests.ledger.world import World, sub
 
@@ -145,12 +158,9 @@ def test_any_changed_value_changes_the_hash_of_its_range(ledger: Ledger, rows_ma
         before = after
 
 
-def test_an_index_that_lost_an_entry_changes_the_hash(ledger: Ledger) -> None:
-    before = _digests(ledger, 5_000)
-    db = ledger.connection
+def _lose_an_entry(db: sqlite3.Connection) -> None:
+    """An index that knows less than its table: rebuilt while a row was not due, then told nothing."""
     definition = db.execute("SELECT sql FROM sqlite_schema WHERE name='task_due'").fetchone()[0]
-    rows = db.execute("SELECT * FROM task ORDER BY seq").fetchall()
-    # An index that knows less than its table: rebuilt while a row was not due, then told nothing.
     db.execute("UPDATE task SET due_ms = due_ms + 1 WHERE seq = 5")
     db.execute("DROP INDEX task_due")
     db.execute(definition.replace("IS NOT NULL", "IS NOT NULL AND seq != 5"))
@@ -158,6 +168,13 @@ def test_an_index_that_lost_an_entry_changes_the_hash(ledger: Ledger) -> None:
     db.execute("PRAGMA writable_schema=ON")
     db.execute("UPDATE sqlite_schema SET sql=? WHERE name='task_due'", (definition,))
     db.execute("PRAGMA writable_schema=OFF")
+
+
+def test_an_index_that_lost_an_entry_changes_the_hash(ledger: Ledger) -> None:
+    before, db = _digests(ledger, 5_000), ledger.connection
+    rows = db.execute("SELECT * FROM task ORDER BY seq").fetchall()
+
+    _lose_an_entry(db)
 
     assert db.execute("SELECT * FROM task ORDER BY seq").fetchall() == rows
     assert _digests(ledger, 5_000) != before

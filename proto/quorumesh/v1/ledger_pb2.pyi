@@ -523,12 +523,15 @@ class Scrub(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     ROWS_MAX_FIELD_NUMBER: _builtins.int
     BYTES_MAX_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     part: _builtins.int
     """which table or index, as numbered by consensus/ledger/parts.py"""
     rows_max: _builtins.int
     """0, or more than 5,000: 5,000. Never another bound without another apply_version"""
     bytes_max: _builtins.int
     """as hashed, the row that reaches it included; 0, or more than 4 MiB: 4 MiB. As rows_max"""
+    whole: _builtins.bool
+    """not one range but all of them, one after the other: before a copy is handed out"""
     @_builtins.property
     def after(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScrubKey]:
         """read the rows above this key; empty: from the first"""
@@ -540,10 +543,11 @@ class Scrub(_message.Message):
         after: _abc.Iterable[Global___ScrubKey] | None = ...,
         rows_max: _builtins.int = ...,
         bytes_max: _builtins.int = ...,
+        whole: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bytes_max", b"bytes_max", "part", b"part", "rows_max", b"rows_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "bytes_max", b"bytes_max", "part", b"part", "rows_max", b"rows_max", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

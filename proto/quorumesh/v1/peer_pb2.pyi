@@ -405,17 +405,23 @@ class ScrubDigest(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    WHOLE_DIGEST_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    """the index of the Scrub entry"""
     digest: _builtins.bytes
+    """of one range"""
+    whole_digest: _builtins.bytes
+    """of all ranges, if the entry asked for the whole"""
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         digest: _builtins.bytes = ...,
+        whole_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "revision", b"revision", "whole_digest", b"whole_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
