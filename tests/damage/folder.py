@@ -34,9 +34,9 @@ def lived(root: Path, *, is_killed: bool) -> Lived:
     number = _work(cluster, node_id, 1, 260)
     core = cluster.cores[node_id]
     assert core.compaction.done_count > 0 and core.journal.base_index > 0
-    number = _depose(cluster, node_id, number)
-    core.snapshots.request()
+    core.snapshots.request()  # while it leads: only then may it have a copy vouched for
     cluster.world.run(lambda: core.snapshots.latest() is not None)
+    number = _depose(cluster, node_id, number)
     _work(cluster, cluster.wait_leader().config.node_id, number, number + 40)
     cluster.world.run(cluster.agree)
     committed = core.applied_index
