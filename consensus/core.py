@@ -389,9 +389,8 @@ class Core:
 
     def link_up(self, peer: str) -> None:
         self.engine.link_up(peer)
-        self.scrubbing.peer_came()
-        if peer in self.engine.voters:
-            self.snapshots.voter_came()
+        self.scrubbing.peer_came(peer)
+        self.vouching.peer_came(peer)
         self._on_wake()
 
     def link_down(self, peer: str) -> None:

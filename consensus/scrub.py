@@ -111,6 +111,7 @@ class Scrubbing:
         self._scrub_ms = scrub_ms
         self._heard: dict[str, dict[int, bytes]] = {}  # of voters only: revision to hash
         self._open: deque[Compared] = deque()  # at most RANGES_KEPT_MAX
+        self._told: deque[Compared] = deque(maxlen=RANGES_KEPT_MAX)  # to whoever could be reached
         self._reading_count = 0
         self._next: Scrub | None = None  # None: between two rounds
         self._wait_ms = 0  # do not propose before
@@ -172,9 +173,18 @@ class Scrubbing:
             del kept[next(iter(kept))]
         self._compare()
 
-    def peer_came(self) -> None:
-        """A node that was away may have come back with other rows: compare, also if nothing is new."""
+    def peer_came(self, peer: str) -> None:
+        """A node that was away may have come back with other rows: compare, also if nothing is new.
+
+        It may be asked about a range by the leader before its link to this node is up.
+        """
         self._has_comer = True
+        now_ms = self._clock.monotonic_ms()
+        if self._core.diverged or self._core.is_removed:
+            return
+        for compared in self._told:
+            if compared.until_ms > now_ms:
+                self._send(peer, compared)
 
     def turn(self) -> str:
         """Propose what is due. Returns why this node must not go on; empty: it may."""
@@ -232,19 +242,20 @@ class Scrubbing:
         if len(self._open) >= RANGES_KEPT_MAX:
             self._give_up(self._open.popleft())
         self._open.append(Compared(index, found.digest, now_ms + ANSWER_MS))
-        frame = Frame(
-            term=self._core.engine.term,
-            scrub_digest=ScrubDigest(revision=index, digest=found.digest),
-        )
+        self._told.append(self._open[-1])
         for member in self._core.ledger.members():
             if member != self._core.config.node_id:
-                self._link.send(member, frame)
+                self._send(member, self._open[-1])
         voters = self._core.engine.voters
         self._heard = {peer: kept for peer, kept in self._heard.items() if peer in voters}
         self._compare()
         if found.following is None:
             self._round_count += 1
             self._end_round(now_ms)
+
+    def _send(self, peer: str, compared: Compared) -> None:
+        said = ScrubDigest(revision=compared.revision, digest=compared.digest)
+        self._link.send(peer, Frame(term=self._core.engine.term, scrub_digest=said))
 
     def _end_round(self, now_ms: int) -> None:
         self._next, self._ended_ms, self._wait_ms = None, now_ms, 0

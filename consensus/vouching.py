@@ -210,6 +210,14 @@ class Vouching:
             self._keep(peer, said.revision, said.whole_digest)
             self._compare()
 
+    def peer_came(self, peer: str) -> None:
+        """A voter that was away may vouch now, or may not have heard yet what this node found."""
+        if peer in self._core.engine.voters:
+            self._core.snapshots.voter_came()
+        if not self._core.diverged and not self._core.is_removed:
+            for index, digest in self._said.get(self._core.config.node_id, {}).items():
+                self._send(peer, index, digest)
+
     def turn(self) -> str:
         """Give up what is late. Returns why this node must not go on; empty: it may."""
         now_ms, own, question = self._clock.monotonic_ms(), self._own, self._question
@@ -312,13 +320,13 @@ class Vouching:
     def _say(self, index: int, digest: bytes) -> None:
         own = self._core.config.node_id
         self._keep(own, index, digest)
-        frame = Frame(
-            term=self._core.engine.term,
-            scrub_digest=ScrubDigest(revision=index, whole_digest=digest),
-        )
         for member in self._core.ledger.members():
             if member != own:
-                self._link.send(member, frame)
+                self._send(member, index, digest)
+
+    def _send(self, peer: str, index: int, digest: bytes) -> None:
+        said = ScrubDigest(revision=index, whole_digest=digest)
+        self._link.send(peer, Frame(term=self._core.engine.term, scrub_digest=said))
 
     def _keep(self, voter: str, index: int, digest: bytes) -> None:
         own, voters = self._core.config.node_id, self._core.engine.voters

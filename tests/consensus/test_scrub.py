@@ -388,6 +388,28 @@ def test_a_node_out_of_service_says_nothing_more(tmp_path: Path) -> None:
     assert leader.engine.role != "leader" or leader.engine.append(b"\0x") is None
 
 
+def test_who_was_out_of_reach_when_a_range_was_compared_is_told_of_it_when_it_comes(
+    tmp_path: Path,
+) -> None:
+    cluster = _cluster(tmp_path, scrub_ms=SCRUB_MS)
+    leader = cluster.wait_leader()
+    bad, other = (core for core in cluster.cores.values() if core is not leader)
+    names = (bad.config.node_id, other.config.node_id)
+    cluster.wires.cut(*names)
+    cluster.world.run_for(2 * SCRUB_MS)
+    _alter(bad)
+    leader.scrubbing.peer_came(bad.config.node_id)  # or a mesh at rest compares nothing
+    cluster.world.run(lambda: _result(leader) == "equal" and leader.scrubbing.view().age_ms < 100)
+    cluster.world.run_for(ANSWER_MS // 2)
+    assert not bad.diverged and not leader.diverged, "two that differ say nothing of a third"
+
+    cluster.wires.heal()
+
+    with pytest.raises(Damaged, match="majority"):
+        cluster.world.run(lambda: False, ms_max=SCRUB_MS // 2)
+    assert bad.diverged and not leader.diverged and not other.diverged
+
+
 def test_two_voters_that_differ_both_cry_out_and_both_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,6 +55,11 @@ class Held:
     def __len__(self) -> int:
         return len(self._late)
 
+    def forget(self) -> None:
+        """Those on their way are lost, and later ones are not held."""
+        self._is_open = True
+        self._late.clear()
+
     def let_go(self) -> None:
         self._is_open = True
         for say in self._late:
@@ -256,7 +261,24 @@ def test_a_leader_that_is_deposed_while_its_copy_waits_hands_it_to_nobody(tmp_pa
     cluster.world.run(cluster.agree, ms_max=2 * ANSWER_MS)
 
     cluster.world.run(lambda: leader.snapshots.needed_after is None, ms_max=2 * ANSWER_MS)
-    assert not leader.vouching.is_reading
+    cluster.world.run(lambda: not leader.vouching.is_reading)
+
+
+def test_what_was_found_is_told_again_to_who_could_not_be_told_then(tmp_path: Path) -> None:
+    cluster, leader = written(tmp_path)
+    name, others = leader.config.node_id, followers(cluster, leader)
+    lost = Held(cluster, *others)
+    newcomer = admit(cluster, leader, "n4")
+    cluster.world.run(lambda: len(lost) >= 2)
+    cluster.world.run_for(100)
+    lost.forget()
+
+    cluster.wires.disconnect(name, others[0])
+    cluster.world.after(1_000, cluster.wires.connect_what_may)
+
+    cluster.world.run(
+        lambda: newcomer.snapshots.installed_count == 1, ms_max=LONG_PAUSE_MS_MIN // 2
+    )
 
 
 def test_a_slow_moment_does_not_make_a_copy_that_nobody_compares(
