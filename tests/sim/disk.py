@@ -275,13 +275,18 @@ class SimDisk(Disk):
     def lose_power(self) -> None:
         """Keep what was synced, and of the rest whatever chance keeps."""
         survives = self._survival()
+        kept: list[tuple[Path, dict[str, SimFile], dict[str, bytes | None]]] = []
+        # All is read before anything goes: a file may be kept under its old name in one folder only,
+        # and lie under its new one in another that is lost.
         for path in sorted(self._folders):
             folder = self._folders[path]
             names = dict(folder.durable)
             for change in folder.changes:
                 if survives(change.number):
                     _apply(names, change)
-            self._lay_out(path, folder, names)
+            kept.append((path, names, self._what_is_left(path, names)))
+        for path, names, left in kept:
+            self._lay_out(path, names, left)
         self._drop_unreachable()
 
     def _survival(self) -> Callable[[int], bool]:
@@ -292,13 +297,19 @@ class SimDisk(Disk):
         share = self.chance.random()
         return lambda number: self.chance.random() < share
 
-    def _lay_out(self, path: Path, folder: Folder, names: dict[str, SimFile]) -> None:
-        """Make the folder hold these names, each file cut to what is left of it."""
+    def _what_is_left(self, path: Path, names: dict[str, SimFile]) -> dict[str, bytes | None]:
+        """The bytes of each name in the folder; None: what lies there, untouched."""
         left = {name: self._left_of(file) for name, file in sorted(names.items())}
         for name, file in names.items():
             if left[name] is None and not file.is_folder and file.path != path / name:
                 left[name] = file.path.read_bytes()
-        live: dict[str, SimFile] = {}
+        return left
+
+    def _lay_out(
+        self, path: Path, names: dict[str, SimFile], left: dict[str, bytes | None]
+    ) -> None:
+        """Make the folder hold these names, each file cut to what is left of it."""
+        folder, live = self._folders[path], dict[str, SimFile]()
         for name, file in [*folder.live.items(), *folder.durable.items()]:
             if names.get(name) is not file and file.is_folder:
                 shutil.rmtree(file.path, ignore_errors=True)

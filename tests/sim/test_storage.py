@@ -70,6 +70,31 @@ def test_a_failed_sync_drops_what_later_syncs_seem_to_keep(tmp_path: Path) -> No
     assert b"a" * 512 not in data and data.endswith(b"b" * 600)
 
 
+def test_what_was_moved_to_a_folder_that_is_lost_is_where_it_was_before_or_nowhere(
+    tmp_path: Path,
+) -> None:
+    found = set()
+    for seed in range(40):
+        disk = disk_at(tmp_path / str(seed), seed)
+        before, after = disk.root / "incoming" / "copy.db", disk.root / "ledger-1" / "ledger.db"
+        disk.make_folder(before.parent)
+        handle = disk.open_append(before)
+        disk.write(handle, b"rows")
+        disk.sync(handle)
+        disk.sync_folder(before.parent)
+        disk.sync_folder(disk.root)
+        disk.make_folder(after.parent)
+        disk.rename(before, after)
+
+        disk.abandon()
+        disk.lose_power()
+
+        data = {path.read_bytes() for path in (before, after) if path.exists()}
+        assert data <= {b"rows"}
+        found.add((before.exists(), after.exists()))
+    assert {(True, False), (False, True)} <= found
+
+
 def test_nothing_runs_after_a_crash_in_a_write(tmp_path: Path) -> None:
     disk = disk_at(tmp_path, 2)
     handle = disk.open_append(disk.root / "file")
