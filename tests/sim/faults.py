@@ -28,7 +28,7 @@ WEIGHTS = {
     "full": 4,
     "sync_error": 3,
     "damage": 1,
-    "rot": 0,  # only when asked for: until it is found, a copy of a rotten ledger may spread it
+    "rot": 0,
     "join": 3,
     "remove": 1,
     "replace": 2,
@@ -38,6 +38,7 @@ WEIGHTS = {
 }
 # Faults that look who leads (moments.py), which every second hundred of seeds meets as well.
 MOMENTS = {"short_reign": 4, "bare_majority": 4, "far": 3, "relay": 4, "crowd": 2, "purge": 2}
+ROT = {"rot": 3}  # the same; a rotten ledger must be found, and nobody may be sent a copy of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,10 @@ def faults_of(
     """The faults of a life. Some seeds are of one mood: most of their faults come from few kinds.
 
     `others` are weights to take instead of the usual ones. Seeds 100 to 199, 300 to 399 and so on
-    meet the MOMENTS too.
+    meet the MOMENTS and ROT too.
     """
     chance = random.Random(f"{seed} faults")
-    weights = WEIGHTS | (MOMENTS if seed // 100 % 2 else {}) | (others or {})
+    weights = WEIGHTS | (MOMENTS | ROT if seed // 100 % 2 else {}) | (others or {})
     if chance.random() < 0.3:
         for kind in chance.sample(sorted(weights), 4):
             weights[kind] *= 8
