@@ -12,7 +12,7 @@ from consensus.errors import Damaged
 from consensus.ledger import Ledger
 from consensus.ledger.parts import _line, all_lines, parts
 from consensus.scrub import whole_digest
-from tests.consensus.test_scrub import _lose_an_entry, _reading, ledger
+from tests.consensus.test_scrub_ranges import _lose_an_entry, _reading, ledger
 
 __all__ = ["ledger"]  # a fixture
 
