@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -134,7 +135,10 @@ class Mesh:
 
     def _is_as_others(self, rotten: Process) -> bool:
         """Whether what rotted lay where it does no harm, or was written over."""
-        digest = rotten.core.ledger.full_digest()
+        try:
+            digest = rotten.core.ledger.full_digest()
+        except sqlite3.DatabaseError:
+            return False  # a page that its own node has not met yet
         return any(
             digest == process.core.ledger.full_digest()
             for process in self._members()
