@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from quorumesh.v1.peer_pb2 import Frame
 from quorumesh.v1.tasks_pb2 import TaskEvent
 
+from consensus.copying import digest_of_rows
 from consensus.errors import Damaged
 from consensus.ledger import Applied, invariants
 from tests.sim.world import Violation, World
@@ -49,6 +51,11 @@ class Checks:
         self.compaction_count = 0
         self.refused_count = 0
         self.has_rot = False
+        self.doubtful: set[str] = set()  # whose rows may be others, for rot or for a copy
+        self._wholes: dict[
+            int, bytes
+        ] = {}  # revision to the hash of all rows, as sound nodes have it
+        self._copies: dict[int, tuple[str, bytes]] = {}  # the same of copies that were installed
         self.lost_commits = 0
         self.listeners: list[Listener] = []
         self.crowned: list[Callable[[Process], None]] = []
@@ -77,6 +84,28 @@ class Checks:
             self.last_index = process.core.ledger.applied_index  # only a rotten node has seen these
         self._digest(process)
         self._invariants(process)
+        self._installed(process)
+
+    def _installed(self, process: Process) -> None:
+        """A copy was sent: it must hold what sound nodes hold at its index, once one says what."""
+        name, revision = process.node.node_id, process.core.ledger.applied_index
+        if self.has_rot and revision not in self._wholes:
+            self.doubtful.add(name)  # a copy may be sent that nobody compared
+        found = digest_of_rows(process.core.ledger_path, may_go_on=lambda: True)
+        self._copies[revision] = (name, found)
+        self._compare_copy(revision)
+
+    def said(self, name: str, frame: Frame) -> None:
+        """A node tells others what all its rows are at a revision."""
+        digest, revision = frame.scrub_digest.whole_digest, frame.scrub_digest.revision
+        if digest and name not in self.doubtful:
+            self._wholes[revision] = digest
+            self._compare_copy(revision)
+
+    def _compare_copy(self, revision: int) -> None:
+        name, found = self._copies.get(revision, ("", b""))
+        if name and self._wholes.get(revision, found) != found:
+            raise Violation(f"{name} was sent a copy at {revision} that sound nodes do not hold")
 
     def ended_process(self, process: Process) -> None:
         compaction = getattr(process.core, "compaction", None)

@@ -253,6 +253,7 @@ class Life:
         if self._may_harm(one) and one.limits.scrub_ms:
             one.crash(power=False)
             one.is_harmed = one.is_rotten = self.mesh.checks.has_rot = True
+            self.mesh.checks.doubtful.add(one.node_id)
             rot_ledger(one, self.chance)
             self._after(fault, one.start)
 

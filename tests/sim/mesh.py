@@ -43,6 +43,7 @@ class Mesh:
         self.chance = random.Random(f"{seed} mesh")
         self.network = Network(self.world)
         self.checks = Checks(self.world)
+        self.network.on_send = self.checks.said
         self.nodes: dict[str, SimNode] = {}
         self.asking = Asking(self.world, self.nodes)
         self.members = Members(self)

@@ -60,6 +60,7 @@ class End:
         generation = self.up.get(peer)
         if generation is None:
             return False
+        self.network.on_send(self.node_id, frame)
         return self.network.send(self.node_id, peer, generation, frame.SerializeToString())
 
     def is_up(self, peer: str) -> bool:
@@ -107,6 +108,7 @@ class Network:
         self.delay_us: dict[Pair, tuple[int, int]] = {}
         self.loss: dict[Pair, float] = {}
         self.duplicate_share = 0.0
+        self.on_send: Callable[[str, Frame], None] = lambda source, frame: None
         self._connections: dict[Pair, Connection] = {}
         self._dialling: set[Pair] = set()
         self._generation = 0

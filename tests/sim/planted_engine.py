@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from quorumesh.v1.peer_pb2 import AppendEntries, Frame, LogEntry, RequestVote, VoteReply
 
-from consensus import compaction
+from consensus import compaction, snapshots
 from consensus import core as core_module
 from consensus.engine import Engine, following, leading, votes
 from consensus.engine.disk import Disk
@@ -17,6 +18,7 @@ from consensus.engine.journal import Journal
 from consensus.engine.raft import Raft
 from consensus.engine.seat import Seat
 from consensus.engine.vote import VoteRecord
+from consensus.vouching import Vouching
 from tests.sim.planted import plants, swapped
 
 
@@ -225,3 +227,22 @@ def settle_what_a_copy_jumped_over() -> AbstractContextManager[None]:
             self.proposals.settle(sequence, Outcome(revision=index))
 
     return swapped(core_module.Core, "_replace_ledger", replace)
+
+
+@plants("hand-out-unvouched")
+@contextmanager
+def hand_out_unvouched() -> Iterator[None]:
+    """A copy in which a value went bad is handed out before anybody has said what he holds."""
+    sound: Any = vars(snapshots)["copy_pages"]
+
+    def copy_pages(reading: Any, target: Path, disk: Disk, **options: Any) -> Any:
+        copied = sound(reading, target, disk, **options)
+        with closing(sqlite3.connect(target, isolation_level=None)) as db:
+            db.execute("UPDATE task SET spec_digest = zeroblob(32)")
+        return copied
+
+    def vouch(self: Vouching, index: int, digest: bytes, answer: Callable[[str], None]) -> None:
+        answer("")
+
+    with swapped(snapshots, "copy_pages", copy_pages), swapped(Vouching, "vouch", vouch):
+        yield
