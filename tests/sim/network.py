@@ -169,7 +169,10 @@ class Network:
         end = self.ends.get(here)
 
         def tell() -> None:
-            if end is not None and self.ends.get(here) is end:
+            known = self._connections.get(pair_of(here, there))
+            # On a slow road the word of an old connection may come after that of the next one.
+            is_late = is_up and (known is None or known.generation != generation)
+            if end is not None and self.ends.get(here) is end and not is_late:
                 (end.tell_up if is_up else end.tell_down)(there, generation)
 
         self.world.after_us(delay_us, tell)
