@@ -47,7 +47,10 @@ WHOLES_KEPT_MAX = 4  # of each voter: a leader may have given up an entry that c
 OWN_MS = 2 * ANSWER_MS  # others may still hash: then what they said so far is what is known
 ROOM_LEDGERS_MIN = 2  # as much must be free as so many ledgers take, or none is copied to be hashed
 PACE_S = 0.004  # between two pieces of what is hashed: nodes that share a machine work on meanwhile
-STUCK_MS_MAX = 20_000  # nothing was committed for so long, though a majority needs no copy
+# Nothing was committed for so long: then a copy is made that nobody compares, at once if too few of
+# the voters that are there need none, and after the longer time whatever they seem to need.
+STUCK_MS_MIN = 1_000
+STUCK_MS_MAX = 20_000
 
 log = logging.getLogger("consensus.vouching")
 
@@ -58,7 +61,6 @@ class Asked:
 
     begin: Callable[[int | None], None]
     give_up: Callable[[ConsensusError], None]
-    commit_index: int  # when it was asked for
     until_ms: int
 
 
@@ -100,7 +102,8 @@ class Vouching:
         self._said: dict[str, dict[int, bytes]] = {}
         self._reading_count = 0  # of those under way, that hold a read transaction open
         self._under_way_count = 0  # at most READING_MAX
-        self._stuck_at = (-1, 0)  # a commit index, and when a comparison was first asked for at it
+        # A commit index, and since when there is something to commit after it and nothing was.
+        self._stuck_at = (-1, 0)
         self._is_split = False  # the voters differ, no majority agrees, and that was told
         self._fault = ""
         self._closed = threading.Event()
@@ -119,16 +122,14 @@ class Vouching:
 
         `begin(None)` when nothing can be committed: the voters that are up may need the very copy.
         """
-        now_ms, commit_index = self._clock.monotonic_ms(), self._core.engine.commit_index
-        asked = self._asked = Asked(begin, give_up, commit_index, now_ms + PROPOSE_MS)
+        now_ms = self._clock.monotonic_ms()
+        asked = self._asked = Asked(begin, give_up, now_ms + PROPOSE_MS)
+        self._note_commits(now_ms)
         try:
             self._propose(lambda result: self._proposed(asked, result))
         except ConsensusError as error:
             self._asked = None
             give_up(error)
-            return
-        if self._stuck_at[0] != commit_index:
-            self._stuck_at = (commit_index, now_ms)
 
     def _propose(self, done: Callable[[list[Outcome] | ConsensusError], None]) -> None:
         # To a release that knows no `whole` it is the first range.
@@ -141,25 +142,42 @@ class Vouching:
         if asked is not self._asked:
             return
         self._asked = None
-        if self._can_commit_nothing(asked):
+        # One that was refused before its time was refused because this node ends.
+        is_late = self._clock.monotonic_ms() >= asked.until_ms
+        if is_late and self._can_commit_nothing(self._clock.monotonic_ms()):
             asked.begin(None)
         elif isinstance(result, ConsensusError):
             asked.give_up(result)
         else:
             asked.give_up(Unavailable("the ledger was replaced meanwhile"))
 
-    def _can_commit_nothing(self, asked: Asked) -> bool:
-        """Nothing was committed since, and too few of the voters that are there need no copy."""
-        engine, now_ms = self._core.engine, self._clock.monotonic_ms()
-        if engine.role != "leader" or engine.commit_index != asked.commit_index:
+    def _note_commits(self, now_ms: int) -> None:
+        engine = self._core.engine
+        if self._stuck_at[0] != engine.commit_index or engine.last_index == engine.commit_index:
+            self._stuck_at = (engine.commit_index, now_ms)
+
+    def _can_commit_nothing(self, now_ms: int) -> bool:
+        """Nothing was committed for a while, and too few of the voters that are there need no copy."""
+        self._note_commits(now_ms)
+        engine, stuck_ms = self._core.engine, now_ms - self._stuck_at[1]
+        if engine.role != "leader" or stuck_ms < STUCK_MS_MIN:
             return False
-        if now_ms < asked.until_ms:
-            return False  # it was refused, because this node ends
         voters, base_index = engine.voters, self._core.journal.base_index
         level = [peer for peer in engine.connected if engine.matched(peer) >= base_index]
         count = len({*level, self._core.config.node_id} & set(voters))
-        stuck_ms = now_ms - self._stuck_at[1]
         return 2 * count <= len(voters) or stuck_ms >= STUCK_MS_MAX
+
+    def _end_waiting_if_stuck(self, now_ms: int) -> None:
+        """Whoever is needed for a majority and needs the copy does not wait for voters who cannot be heard."""
+        asked, question = self._asked, self._question
+        if (asked is None and question is None) or not self._can_commit_nothing(now_ms):
+            return
+        if asked is not None:
+            self._asked = None
+            asked.begin(None)
+        elif question is not None and not self._differ(question.index):
+            log.warning("nothing can be committed: a copy is sent that too few have compared")
+            self._answer(question, "")
 
     def is_of_use(self, index: int) -> bool:
         """Whether what the journal holds still follows on a copy at this index. Any thread may ask."""
@@ -191,6 +209,7 @@ class Vouching:
         if self._closed.is_set() or not any(p.command.scrub.whole for p in entry.proposals):
             return
         asked, self._asked = self._asked, None
+        self._stuck_at = (-1, 0)
         engine = self._core.engine
         if asked is not None and engine.role != "leader":
             asked.give_up(Unavailable("this node leads no more"))
@@ -221,6 +240,8 @@ class Vouching:
     def turn(self) -> str:
         """Give up what is late. Returns why this node must not go on; empty: it may."""
         now_ms, own, question = self._clock.monotonic_ms(), self._own, self._question
+        self._end_waiting_if_stuck(now_ms)
+        question = self._question
         if own is not None and own.until_ms <= now_ms:
             self._end_own()
         if question is not None and not self.is_of_use(question.index):

@@ -16,12 +16,14 @@ from consensus.engine.disk import Disk
 from consensus.errors import Damaged, Unavailable
 from consensus.ledger import Ledger
 from consensus.ledger.parts import first_range
-from consensus.scrub import ANSWER_MS, PROPOSE_MS, whole_digest
+from consensus.scrub import ANSWER_MS, whole_digest
 from consensus.snapshots import LONG_PAUSE_MS_MIN
+from consensus.vouching import STUCK_MS_MIN
 from tests.consensus.cluster import Cluster
 from tests.consensus.test_copies_sent import TINY, WRITTEN, one_away
 from tests.consensus.test_cores import accepted, holds_all, join, submit, three
 
+ELECTION_MS_MAX = 3_000
 UNSCRUBBED = {**TINY, "scrub_ms": 0}  # so that nothing but copies makes anybody compare
 
 
@@ -166,9 +168,10 @@ def test_where_nothing_can_be_committed_without_it_a_copy_is_sent_that_was_not_c
     dead = next(n for n in sorted(cluster.cores) if n != leader.config.node_id)
     cluster.kill(dead)
 
+    cluster.world.run(lambda: leader.engine.role != "leader")
     returned = cluster.start(away)
     cluster.world.run(
-        lambda: returned.snapshots.installed_count == 1, ms_max=60_000 + 2 * PROPOSE_MS
+        lambda: returned.snapshots.installed_count == 1, ms_max=ELECTION_MS_MAX + 2 * STUCK_MS_MIN
     )
     cluster.world.run(cluster.agree, ms_max=60_000)
 

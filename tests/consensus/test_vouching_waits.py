@@ -26,7 +26,7 @@ from consensus.snapshots import (
     TAKEN_MS_MAX,
     Snapshots,
 )
-from consensus.vouching import STUCK_MS_MAX, Vouching
+from consensus.vouching import STUCK_MS_MAX, STUCK_MS_MIN, Vouching
 from tests.consensus.cluster import AtOnce, Cluster, World
 from tests.consensus.test_copies_sent import TINY, WRITTEN, one_away
 from tests.consensus.test_cores import accepted, holds_all, submit
@@ -279,6 +279,25 @@ def test_what_was_found_is_told_again_to_who_could_not_be_told_then(tmp_path: Pa
     cluster.world.run(
         lambda: newcomer.snapshots.installed_count == 1, ms_max=LONG_PAUSE_MS_MIN // 2
     )
+
+
+def test_who_is_needed_for_a_majority_does_not_wait_for_one_that_cannot_be_heard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster, away, leader = one_away(tmp_path)
+    name = leader.config.node_id
+    other = next(one for one in followers(cluster, leader))
+    held = Held(cluster, other)
+    returned = cluster.start(away)
+    cluster.world.run(lambda: len(held) > 0)
+
+    for one in (name, away):
+        cluster.wires.cut(one, other)
+    accepted(cluster.propose(name, submit(WRITTEN + 1), ms=4 * STUCK_MS_MIN))
+
+    assert returned.snapshots.installed_count == 1 and "too few have compared" in caplog.text
+    cluster.wires.heal()
+    cluster.world.run(cluster.agree, ms_max=2 * ANSWER_MS)
 
 
 def test_a_slow_moment_does_not_make_a_copy_that_nobody_compares(
