@@ -43,7 +43,8 @@ from consensus.scrub import open_at
 from consensus.storage import damage_told
 
 REQUEST_PAUSE_MS = 2_000  # after a copy that failed or was not sound, before the next is made
-LONG_PAUSE_MS_MIN = 30_000  # after a copy that was too slow or not vouched for, doubled each time
+# After a copy that was too slow or not vouched for; doubled each time, and never less than it took.
+LONG_PAUSE_MS_MIN = 5_000
 LONG_PAUSE_MS_MAX = 600_000
 TAKEN_MS_MAX = 10_000  # from when a copy was made until it is on its way to whoever needs it
 REFUSING_PEERS_MAX = 2  # that found a copy unsound: then a new one is made
@@ -123,6 +124,7 @@ class Snapshots:
         self._is_taken = False  # the latest one is on its way to somebody
         self._pending_index: int | None = None  # of the copy that is being made, if it is compared
         self._not_before_ms = self._made_ms = self._in_vain_ms = clock.monotonic_ms()
+        self._began_ms, self._took_ms = self._in_vain_ms, 0
         self._long_pause_ms = LONG_PAUSE_MS_MIN
         self._incoming: Incoming | None = None
         self._incoming_sequence = 0
@@ -163,7 +165,7 @@ class Snapshots:
         """
         if self._making or self.damage or self._clock.monotonic_ms() < self._not_before_ms:
             return
-        self._making = True
+        self._making, self._began_ms = True, self._clock.monotonic_ms()
         if self._witness is None:
             self._make(None)
         else:
@@ -173,7 +175,7 @@ class Snapshots:
         """One that may vouch is there again: what was put off for want of it is tried again soon."""
         self._long_pause_ms = LONG_PAUSE_MS_MIN
         soon_ms = self._clock.monotonic_ms() + REQUEST_PAUSE_MS
-        soon_ms = max(soon_ms, self._in_vain_ms + LONG_PAUSE_MS_MIN)
+        soon_ms = max(soon_ms, self._in_vain_ms + max(LONG_PAUSE_MS_MIN, self._took_ms))
         self._not_before_ms = min(self._not_before_ms, soon_ms)
 
     def _make(self, index: int | None) -> None:
@@ -258,9 +260,10 @@ class Snapshots:
 
     def _put_off_long(self) -> int:
         """Long work came to nothing, and may again: ever more seldom. For so many ms."""
-        pause_ms = self._long_pause_ms
-        self._long_pause_ms = min(2 * pause_ms, LONG_PAUSE_MS_MAX)
         self._in_vain_ms = self._clock.monotonic_ms()
+        self._took_ms = self._in_vain_ms - self._began_ms
+        pause_ms = max(self._long_pause_ms, self._took_ms)
+        self._long_pause_ms = min(2 * self._long_pause_ms, LONG_PAUSE_MS_MAX)
         self._put_off(pause_ms)
         return pause_ms
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from consensus.core import Core
 
 WHOLES_KEPT_MAX = 4  # of each voter: a leader may have given up an entry that comes all the same
+VOUCH_MS_MIN = 5_000  # a voter that was killed while it hashed does not answer any more
 OWN_MS = 2 * ANSWER_MS  # others may still hash: then what they said so far is what is known
 ROOM_LEDGERS_MIN = 2  # as much must be free as so many ledgers take, or none is copied to be hashed
 PACE_S = 0.004  # between two pieces of what is hashed: nodes that share a machine work on meanwhile
@@ -191,12 +192,12 @@ class Vouching:
     def vouch(self, index: int, digest: bytes, answer: Callable[[str], None]) -> None:
         """Call `answer` once: why it is not known that a majority found this there; empty: it has.
 
-        Others have as long as this node took, and ANSWER_MS at least.
+        Others have as long again as this node took, and VOUCH_MS_MIN at least.
         """
         if self._closed.is_set():
             return
         now_ms = self._clock.monotonic_ms()
-        until_ms = now_ms + max(ANSWER_MS, now_ms - self._copied_ms)
+        until_ms = now_ms + max(VOUCH_MS_MIN, now_ms - self._copied_ms)
         self._question = Question(index, digest, until_ms, answer)
         if index == self._copied_index:
             self._say(index, digest)

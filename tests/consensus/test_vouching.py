@@ -203,7 +203,7 @@ def test_a_copy_is_not_sent_while_too_few_voters_say_what_they_hold(
     assert f"{other} did not say what they hold" in caplog.text or away in caplog.text
     silent[0] = False
     cluster.world.run(
-        lambda: returned.snapshots.installed_count == 1, ms_max=LONG_PAUSE_MS_MIN + 5_000
+        lambda: returned.snapshots.installed_count == 1, ms_max=4 * LONG_PAUSE_MS_MIN + 5_000
     )
 
     cluster.world.run(cluster.agree)
