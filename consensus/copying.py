@@ -154,6 +154,7 @@ def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> 
         raise Damaged("a received copy does not match its digest")
     index, term = copied
     verify_copy(path, index=index, term=term)
+    check_length(path)
     try:
         _open_once(path)
     except CannotApply as error:
@@ -161,6 +162,14 @@ def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> 
     except NO_ROWS_OF_OURS as error:
         raise Damaged(f"a received copy is damaged: {type(error).__name__}: {error}") from error
     disk.sync_file(path)
+
+
+def check_length(path: Path) -> None:
+    """Damaged when there are bytes after the last page, of which SQLite itself takes no notice."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reading:
+        (page_bytes,) = reading.execute("PRAGMA page_size").fetchone()
+    if path.stat().st_size % page_bytes:
+        raise Damaged("a received copy does not end with its last page")
 
 
 def _open_once(path: Path) -> None:

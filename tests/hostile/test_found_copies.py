@@ -43,3 +43,10 @@ def test_a_copy_that_a_node_could_not_take_up_is_thrown_away_and_a_sound_one_tak
 
     assert not follower.feed(path.read_bytes())
     follower.check()
+
+
+def test_a_copy_with_bytes_after_its_last_page_is_thrown_away(
+    follower: Copied, tmp_path: Path
+) -> None:
+    assert not follower.feed(copies(tmp_path)[0][2] + b"more")
+    follower.check()
