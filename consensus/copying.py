@@ -154,7 +154,6 @@ def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> 
         raise Damaged("a received copy does not match its digest")
     index, term = copied
     verify_copy(path, index=index, term=term)
-    check_length(path)
     try:
         _open_once(path)
     except CannotApply as error:
@@ -164,21 +163,17 @@ def check_received(path: Path, *, digest: bytes, copied: Copied, disk: Disk) -> 
     disk.sync_file(path)
 
 
-def check_length(path: Path) -> None:
-    """Damaged when there are bytes after the last page, of which SQLite itself takes no notice."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reading:
-        (page_bytes,) = reading.execute("PRAGMA page_size").fetchone()
-    if path.stat().st_size % page_bytes:
-        raise Damaged("a received copy does not end with its last page")
-
-
 def _open_once(path: Path) -> None:
     """Read all that a node reads when it takes a copy up.
 
     What cannot be read is found before it has taken the place of a sound ledger, and what the first
     to open it has to do, as to begin its write-ahead log, is not done on the loop.
     """
+    file_bytes = path.stat().st_size
     with damage_told(), contextlib.closing(Ledger.open(str(path))) as ledger:
+        (page_bytes,) = ledger.connection.execute("PRAGMA page_size").fetchone()
+        if file_bytes % page_bytes:  # SQLite takes no notice of what comes after the last page
+            raise Damaged("a received copy does not end with its last page")
         check_schema(ledger.connection)
         ledger.members()
         ledger.farewells()

@@ -34,7 +34,7 @@ from consensus.proposals import Done, Proposals
 from consensus.received import is_readable
 from consensus.retiring import let_go
 from consensus.room import Room
-from consensus.scrub import Scrubbing, refuse_marked, write_mark
+from consensus.scrub import Scrubbing, refuse_marked, scrubs_of, write_mark
 from consensus.snapshots import Snapshots
 from consensus.storage import (
     Storage,
@@ -189,8 +189,8 @@ class Core:
         if kind == REGULAR:
             entry = Entry.FromString(body)
             applied = self.ledger.apply(index, term, entry)
-            self.scrubbing.applied(index, entry)
-            self.vouching.applied(index, entry)
+            for is_whole, scrub in scrubs_of(entry).items():
+                (self.vouching if is_whole else self.scrubbing).applied(index, scrub)
             for fault in applied.faults:
                 log.error("a bug in apply at revision %d was put off: %s", index, fault)
             self.counted.at_least(applied.counted_ms)

@@ -12,9 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from consensus.backlog import LOOK_MS, is_too_much
-from consensus.errors import Damaged
 from consensus.ports import Background
-from consensus.scrub import is_damage
+from consensus.scrub import damage_in
 from consensus.storage import Storage
 
 if TYPE_CHECKING:
@@ -46,13 +45,9 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if isinstance(error, Damaged):
-            self._on_damage(str(error))
-            return True
-        if not isinstance(error, sqlite3.DatabaseError):
-            return False
-        if is_damage(error):
-            self._on_damage(f"the ledger is damaged: {error}")
+        damage = damage_in(error)
+        if damage:
+            self._on_damage(damage)
             return True
         if isinstance(error, sqlite3.OperationalError):
             # Not known to be the same on every node, nor for ever (disk full, I/O).

@@ -75,6 +75,15 @@ def judge(own: bytes, said: Mapping[str, bytes], voters: Collection[str]) -> Ver
     return Verdict.PENDING
 
 
+def scrubs_of(entry: Entry) -> dict[bool, Scrub]:
+    """What an entry has compared: False to the first range in it, True to the first whole ledger."""
+    found: dict[bool, Scrub] = {}
+    for proposal in entry.proposals:
+        if proposal.command.HasField("scrub"):
+            found.setdefault(proposal.command.scrub.whole, proposal.command.scrub)
+    return found
+
+
 def is_due(*, now_ms: int, ended_ms: int, scrub_ms: int, has_news: bool) -> bool:
     """Whether the leader should begin a round: in time, and only if there is something to find."""
     return scrub_ms > 0 and has_news and now_ms - ended_ms >= scrub_ms
@@ -126,12 +135,8 @@ class Scrubbing:
 
     # What the core tells.
 
-    def applied(self, index: int, entry: Entry) -> None:
-        """Begin to read what the entry names, if it names anything. Called before the next entry."""
-        named = (p.command.scrub for p in entry.proposals if p.command.HasField("scrub"))
-        scrub = next((scrub for scrub in named if not scrub.whole), None)
-        if scrub is None:
-            return
+    def applied(self, index: int, scrub: Scrub) -> None:
+        """Begin to read the range that an entry names. Called before the next entry."""
         self._last_revision = index
         if not scrub.after and scrub.part == 0:
             self._has_comer, self._round_result = False, "equal"
@@ -261,13 +266,11 @@ class Scrubbing:
         self._next, self._ended_ms, self._wait_ms = None, now_ms, 0
 
     def _not_read(self, index: int, error: BaseException | None) -> None:
-        if isinstance(error, Damaged):
-            self._fault = str(error)
-        elif isinstance(error, sqlite3.DatabaseError) and is_damage(error):
-            self._fault = f"the ledger is damaged: {error}"
-        else:
+        damage = damage_in(error)
+        if not damage:
             log.error("the ledger could not be compared at revision %d: %s", index, error)
             return
+        self._fault = damage
         self._result, self._compared_revision = "damaged", index
         self._compared_ms = self._clock.monotonic_ms()
 
@@ -396,6 +399,15 @@ def errors_as_sqlite() -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise sqlite3.DatabaseError(f"{NO_TEXT}: {error}") from error
+
+
+def damage_in(error: BaseException | None) -> str:
+    """What an error says is wrong with the ledger itself; empty when it says nothing of that."""
+    if isinstance(error, Damaged):
+        return str(error)
+    if isinstance(error, sqlite3.DatabaseError) and is_damage(error):
+        return f"the ledger is damaged: {error}"
+    return ""
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -138,6 +138,11 @@ class Snapshots:
         return self._reading
 
     @property
+    def folder(self) -> Path:
+        """Where copies are made; it is emptied at each start."""
+        return self._directory.snapshots
+
+    @property
     def needed_after(self) -> int | None:
         """The entry after which the journal must hold all, or the copy under way is of no use.
 

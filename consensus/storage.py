@@ -20,7 +20,7 @@ from consensus.errors import Damaged, DiskFull, StorageFailed, Unavailable
 from consensus.ledger import Ledger, Reader
 from consensus.ports import Background
 from consensus.room import Room, is_full, may_pass
-from consensus.scrub import check_schema, is_damage
+from consensus.scrub import check_schema, damage_in
 
 MENDED_RETRY_MS = 5_000
 # What reading rows raises that no ledger of ours has written.
@@ -128,8 +128,9 @@ def damage_told() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if is_damage(error):
-            raise Damaged(f"the ledger is damaged: {error}") from error
+        damage = damage_in(error)
+        if damage:
+            raise Damaged(damage) from error
         raise
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quorumesh.v1.ledger_pb2 import Command, Entry, Outcome
+from quorumesh.v1.ledger_pb2 import Command, Outcome, Scrub
 from quorumesh.v1.peer_pb2 import Frame, ScrubDigest
 
 from consensus.config import Ports
@@ -33,7 +33,7 @@ from consensus.scrub import (
     READING_MAX,
     Verdict,
     check_schema,
-    is_damage,
+    damage_in,
     judge,
     open_at,
     whole_digest,
@@ -205,9 +205,9 @@ class Vouching:
 
     # What the core tells.
 
-    def applied(self, index: int, entry: Entry) -> None:
-        """Begin to hash all rows if the entry says so. Called before the next entry."""
-        if self._closed.is_set() or not any(p.command.scrub.whole for p in entry.proposals):
+    def applied(self, index: int, _scrub: Scrub) -> None:
+        """Begin to hash all rows: an entry asks for it. Called before the next entry."""
+        if self._closed.is_set():
             return
         asked, self._asked = self._asked, None
         self._stuck_at = (-1, 0)
@@ -240,9 +240,9 @@ class Vouching:
 
     def turn(self) -> str:
         """Give up what is late. Returns why this node must not go on; empty: it may."""
-        now_ms, own, question = self._clock.monotonic_ms(), self._own, self._question
+        now_ms = self._clock.monotonic_ms()
         self._end_waiting_if_stuck(now_ms)
-        question = self._question
+        own, question = self._own, self._question
         if own is not None and own.until_ms <= now_ms:
             self._end_own()
         if question is not None and not self.is_of_use(question.index):
@@ -271,7 +271,7 @@ class Vouching:
             return
         self._reading_count += 1
         self._under_way_count += 1
-        aside = self._core.config.root / "snapshots" / f"compared-{index}.db"
+        aside = self._core.snapshots.folder / f"compared-{index}.db"
         read: list[bytes] = []
 
         def may_go_on() -> bool:
@@ -331,12 +331,9 @@ class Vouching:
         self._compare()
 
     def _not_read(self, index: int, path: Path, error: BaseException | None) -> None:
-        is_current = path == self._core.ledger_path
-        if isinstance(error, Damaged) and is_current:
-            self._fault = str(error)
-        elif isinstance(error, sqlite3.DatabaseError) and is_damage(error) and is_current:
-            self._fault = f"the ledger is damaged: {error}"
-        else:
+        damage = damage_in(error) if path == self._core.ledger_path else ""
+        self._fault = self._fault or damage
+        if not damage:
             log.error("the ledger could not be compared as a whole at %d: %s", index, error)
 
     def _say(self, index: int, digest: bytes) -> None:
