@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from consensus.backlog import LOOK_MS, is_too_much
 from consensus.core import Core
 from consensus.engine import Journal
-from tests.consensus.cluster import Cluster
+from tests.consensus.cluster import AtOnce, Cluster
 from tests.consensus.test_cores import accepted, holds_all, join, submit
 from tests.consensus.test_full_disk import other_than
 
@@ -18,14 +17,6 @@ ENTRIES_MAX = 30
 PACE_MS = 20
 LOOK_ENTRIES_MAX = 2 * LOOK_MS // PACE_MS  # what may come until it is seen, and what is under way
 RETURN_MS_MAX = 10_000
-
-
-class Inline:
-    """Blocking work is done at once."""
-
-    def run(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        work()
-        done(None)
 
 
 def refuse_writes(core: Core, *, is_refusing: bool) -> None:
@@ -68,7 +59,7 @@ def test_too_much_waits_only_beyond_a_bound(
     bytes_max: int,
     expected: bool,
 ) -> None:
-    journal = Journal(tmp_path, background=Inline())
+    journal = Journal(tmp_path, background=AtOnce())
     for index, length_bytes in enumerate((60, 40, 500), 1):
         journal.append(index, 1, bytes(length_bytes))
 

@@ -16,8 +16,9 @@ from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.ledger import Ledger
-from consensus.snapshots import REQUEST_PAUSE_MS, Snapshots, wal_bytes
-from tests.consensus.cluster import AtOnce, Cluster, MemoryEnd, World
+from consensus.snapshots import REQUEST_PAUSE_MS, wal_bytes
+from tests.consensus.cluster import Cluster, MemoryEnd, World
+from tests.consensus.copies import copies_of
 from tests.consensus.test_autopilot import admit, founded
 from tests.consensus.test_cores import accepted, submit
 
@@ -76,13 +77,7 @@ def test_a_copy_being_sent_stays_readable_when_a_newer_one_has_replaced_it(tmp_p
     directory = LedgerDirectory(tmp_path)
     path = directory.prepare()
     ledger = Ledger.open(str(path))
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=World(),
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-    )
+    snapshots = copies_of(path, directory)
     snapshots.request()
     first = snapshots.latest()
     assert first is not None
@@ -180,13 +175,7 @@ class FullDisk:
 def test_a_copy_that_failed_is_not_tried_again_at_once(tmp_path: Path) -> None:
     directory = LedgerDirectory(tmp_path)
     path, disk, world = directory.prepare(), FullDisk(), World()
-    snapshots = Snapshots(
-        directory,
-        background=disk,
-        clock=world,
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-    )
+    snapshots = copies_of(path, directory, background=disk, clock=world)
     snapshots.request()
     world.run_for(REQUEST_PAUSE_MS - 1)
     for _ in range(500):
@@ -213,13 +202,7 @@ def test_copies_of_an_earlier_life_are_removed_at_the_start(tmp_path: Path) -> N
 def test_more_bytes_than_a_copy_has_are_not_taken(tmp_path: Path) -> None:
     directory = LedgerDirectory(tmp_path)
     path = directory.prepare()
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=World(),
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-    )
+    snapshots = copies_of(path, directory)
     chunk = SnapshotChunk(index=9, entry_term=1, data=b"12345", total_bytes=8, digest=b"d")
     assert snapshots.receive(chunk) == 5
 

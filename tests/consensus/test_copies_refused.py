@@ -15,8 +15,9 @@ from consensus.engine.config import SNAPSHOT_UNREAD_MS
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.room import is_refusal
-from consensus.snapshots import PEER_REFUSALS_MAX, REFUSING_PEERS_MAX, Snapshots
-from tests.consensus.cluster import AtOnce, World
+from consensus.snapshots import PEER_REFUSALS_MAX, REFUSING_PEERS_MAX
+from tests.consensus.cluster import World
+from tests.consensus.copies import copies_of
 from tests.consensus.test_copies_sent import WRITTEN, made, one_away
 from tests.consensus.test_cores import holds_all
 
@@ -113,13 +114,7 @@ def test_what_nobody_knows_the_length_of_is_received_from_the_start(tmp_path: Pa
     disk = NeitherTakesNorCuts()
     directory = LedgerDirectory(tmp_path, disk)
     path = directory.prepare()
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=World(),
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-    )
+    snapshots = copies_of(path, directory)
     first = SnapshotChunk(index=9, entry_term=1, data=b"1234", total_bytes=8, digest=b"d")
     second = SnapshotChunk(index=9, entry_term=1, data=b"56", offset=4, total_bytes=8, digest=b"d")
     assert snapshots.receive(first) == 4

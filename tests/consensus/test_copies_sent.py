@@ -17,8 +17,8 @@ from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.ledger import Ledger
 from consensus.snapshots import PEER_REFUSALS_MAX, REQUEST_PAUSE_MS, Snapshots
-from tests.consensus.cluster import Cluster, MemoryEnd, World
-from tests.consensus.test_compaction import AtOnce
+from tests.consensus.cluster import AtOnce, Cluster, MemoryEnd, World
+from tests.consensus.copies import copies_of
 from tests.consensus.test_cores import accepted, holds_all, submit, three
 
 Done = Callable[[BaseException | None], None]
@@ -41,13 +41,7 @@ def made(tmp_path: Path) -> tuple[Snapshots, SnapshotFile]:
     directory = LedgerDirectory(tmp_path)
     path = directory.prepare()
     Ledger.open(str(path)).close()
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=World(),
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-    )
+    snapshots = copies_of(path, directory)
     snapshots.request()
     copy = snapshots.latest()
     assert copy is not None
@@ -158,13 +152,7 @@ def test_a_copy_that_is_installed_ends_the_damage_of_the_ledger_before_it(tmp_pa
     Ledger.open(str(path)).close()
     damage_pages(path)
     installed: list[int] = []
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=World(),
-        ledger_path=lambda: path,
-        replace=lambda copy, index: installed.append(index),
-    )
+    snapshots = copies_of(path, directory, replace=lambda copy, index: installed.append(index))
     snapshots.request()
     assert snapshots.damage
     (tmp_path / "there").mkdir()
@@ -201,13 +189,7 @@ def test_a_copy_alone_that_went_bad_is_not_held_against_the_ledger(tmp_path: Pat
     directory = LedgerDirectory(tmp_path, disk)
     path = directory.prepare()
     Ledger.open(str(path)).close()
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=world,
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-    )
+    snapshots = copies_of(path, directory, clock=world)
 
     snapshots.request()
 
@@ -236,12 +218,8 @@ def test_only_the_ledger_in_force_is_held_to_be_damaged(tmp_path: Path, is_repla
                 in_force[0] = path.with_name("another.db")
             done(error)
 
-    snapshots = Snapshots(
-        directory,
-        background=Replacing(),
-        clock=World(),
-        ledger_path=lambda: in_force[0],
-        replace=lambda copy, index: None,
+    snapshots = copies_of(
+        in_force[0], directory, background=Replacing(), ledger_path=lambda: in_force[0]
     )
 
     snapshots.request()
@@ -317,13 +295,7 @@ def test_a_chunk_that_finds_no_room_is_taken_when_there_is_some(tmp_path: Path) 
     disk = NoRoom()
     directory = LedgerDirectory(tmp_path, disk)
     path = directory.prepare()
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=World(),
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-    )
+    snapshots = copies_of(path, directory)
     first = SnapshotChunk(index=9, entry_term=1, data=b"1234", total_bytes=8, digest=b"d")
     second = SnapshotChunk(index=9, entry_term=1, data=b"56", offset=4, total_bytes=8, digest=b"d")
     snapshots.receive(first)
@@ -341,14 +313,7 @@ def test_a_copy_gives_way_when_the_write_ahead_log_outgrows_its_bound(tmp_path: 
     directory = LedgerDirectory(tmp_path)
     path = directory.prepare()
     ledger = Ledger.open(str(path))
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=World(),
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-        wal_bytes_max=50_000,
-    )
+    snapshots = copies_of(path, directory, wal_bytes_max=50_000)
     for index in range(1, 100):
         ledger.apply_noop(index, 1)
 

@@ -28,6 +28,7 @@ from consensus.snapshots import (
 )
 from consensus.vouching import STUCK_MS_MAX, STUCK_MS_MIN, Vouching
 from tests.consensus.cluster import AtOnce, Cluster, World
+from tests.consensus.copies import copies_of
 from tests.consensus.test_copies_sent import TINY, WRITTEN, one_away
 from tests.consensus.test_cores import accepted, holds_all, submit
 from tests.consensus.test_vouching import UNSCRUBBED, admit, written
@@ -138,14 +139,7 @@ def doubted(tmp_path: Path) -> tuple[Snapshots, Doubting, World]:
     directory, world, witness = LedgerDirectory(tmp_path), World(), Doubting()
     path = directory.prepare()
     Ledger.open(str(path)).close()
-    snapshots = Snapshots(
-        directory,
-        background=AtOnce(),
-        clock=world,
-        ledger_path=lambda: path,
-        replace=lambda copy, index: None,
-        witness=witness,
-    )
+    snapshots = copies_of(path, directory, clock=world, witness=witness)
     return snapshots, witness, world
 
 
