@@ -37,15 +37,12 @@ from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.engine.ports import Checked, Finding
 from consensus.engine.ports import SnapshotFile as Sendable
 from consensus.errors import ConsensusError, Damaged, Unavailable
+from consensus.pauses import Pauses
 from consensus.ports import Background, Clock
 from consensus.room import is_refusal
 from consensus.scrub import open_at
 from consensus.storage import damage_told
 
-REQUEST_PAUSE_MS = 2_000  # after a copy that failed or was not sound, before the next is made
-# After a copy that was too slow or not vouched for; doubled each time, and never less than it took.
-LONG_PAUSE_MS_MIN = 5_000
-LONG_PAUSE_MS_MAX = 600_000
 TAKEN_MS_MAX = 10_000  # from when a copy was made until it is on its way to whoever needs it
 REFUSING_PEERS_MAX = 2  # that found a copy unsound: then a new one is made
 PEER_REFUSALS_MAX = 4  # of one peer alone: the same
@@ -123,9 +120,8 @@ class Snapshots:
         self._reading = False
         self._is_taken = False  # the latest one is on its way to somebody
         self._pending_index: int | None = None  # of the copy that is being made, if it is compared
-        self._not_before_ms = self._made_ms = self._in_vain_ms = clock.monotonic_ms()
-        self._began_ms, self._took_ms = self._in_vain_ms, 0
-        self._long_pause_ms = LONG_PAUSE_MS_MIN
+        self._made_ms = clock.monotonic_ms()
+        self._pauses = Pauses(clock)
         self._incoming: Incoming | None = None
         self._incoming_sequence = 0
         self.damage = ""
@@ -165,12 +161,12 @@ class Snapshots:
     def request(self) -> None:
         """Make a fresh copy in the background; nothing happens while one is being made.
 
-        Nor for REQUEST_PAUSE_MS after one that failed, nor for longer and longer, from
-        LONG_PAUSE_MS_MIN to LONG_PAUSE_MS_MAX, after one that was too slow or not vouched for.
+        Nor during the pause (`pauses.py`) after one that failed, was too slow or not vouched for.
         """
-        if self._making or self.damage or self._clock.monotonic_ms() < self._not_before_ms:
+        if self._making or self.damage or not self._pauses.is_over:
             return
-        self._making, self._began_ms = True, self._clock.monotonic_ms()
+        self._making = True
+        self._pauses.begun()
         if self._witness is None:
             self._make(None)
         else:
@@ -178,10 +174,7 @@ class Snapshots:
 
     def voter_came(self) -> None:
         """One that may vouch is there again: what was put off for want of it is tried again soon."""
-        self._long_pause_ms = LONG_PAUSE_MS_MIN
-        soon_ms = self._clock.monotonic_ms() + REQUEST_PAUSE_MS
-        soon_ms = max(soon_ms, self._in_vain_ms + max(LONG_PAUSE_MS_MIN, self._took_ms))
-        self._not_before_ms = min(self._not_before_ms, soon_ms)
+        self._pauses.shorten()
 
     def _make(self, index: int | None) -> None:
         """Copy the ledger as it is; with an index it is at that, and is compared there."""
@@ -241,7 +234,8 @@ class Snapshots:
 
     def _failed(self, error: BaseException, source: Path) -> None:
         if isinstance(error, Unavailable):  # it was too slow, and may be again
-            pause_ms = self._put_off_long()
+            self._end_making()
+            pause_ms = self._pauses.was_in_vain()
             log.warning(
                 "a copy of the ledger was given up: %s. The next is made in %d s",
                 error,
@@ -255,30 +249,21 @@ class Snapshots:
             self._keep(made)
             return
         self._let_go(made)
+        self._end_making()
         log.warning(
             "a copy of the ledger at %d is not handed out: %s. The next is made in %d s; compare "
             "the ledgers with: mesh doctor",
             made.index,
             why,
-            self._put_off_long() // 1_000,
+            self._pauses.was_in_vain() // 1_000,
         )
 
-    def _put_off_long(self) -> int:
-        """Long work came to nothing, and may again: ever more seldom. For so many ms."""
-        self._in_vain_ms = self._clock.monotonic_ms()
-        self._took_ms = self._in_vain_ms - self._began_ms
-        pause_ms = max(self._long_pause_ms, self._took_ms)
-        self._long_pause_ms = min(2 * self._long_pause_ms, LONG_PAUSE_MS_MAX)
-        self._put_off(pause_ms)
-        return pause_ms
-
-    def _put_off(self, pause_ms: int) -> None:
+    def _end_making(self) -> None:
         self._making, self._pending_index = False, None
-        self._not_before_ms = self._clock.monotonic_ms() + pause_ms
 
     def _give_up(self, error: BaseException, source: Path) -> None:
-        # A disk that is full does not get emptier by filling it again at once.
-        self._put_off(REQUEST_PAUSE_MS)
+        self._end_making()
+        self._pauses.failed()
         # What is said of a ledger that was replaced meanwhile is not held against the new one.
         if isinstance(error, Damaged) and source == self._ledger_path():
             self.damage = str(error)
@@ -287,8 +272,8 @@ class Snapshots:
             log.warning("a copy of the ledger was not made: %s", error)
 
     def _keep(self, made: SnapshotFile) -> None:
-        self._making, self._pending_index = False, None
-        self._long_pause_ms = LONG_PAUSE_MS_MIN
+        self._end_making()
+        self._pauses.succeeded()
         self._refusals.clear()
         self._retire(named_anew=made.path)
         self._latest, self._made_ms = made, self._clock.monotonic_ms()
@@ -327,7 +312,7 @@ class Snapshots:
             log.error("the copy of the ledger at %d is not sound: it is made anew", snapshot.index)
             self._retire()
             self._refusals.clear()
-            self._not_before_ms = self._clock.monotonic_ms() + REQUEST_PAUSE_MS
+            self._pauses.failed()
 
     # Copies from others.
 

@@ -16,7 +16,8 @@ from consensus.core import Core
 from consensus.directory import LedgerDirectory
 from consensus.engine.config import CHUNK_BYTES_MAX
 from consensus.ledger import Ledger
-from consensus.snapshots import REQUEST_PAUSE_MS, wal_bytes
+from consensus.pauses import REQUEST_PAUSE_MS
+from consensus.snapshots import wal_bytes
 from tests.consensus.cluster import Cluster, MemoryEnd, World
 from tests.consensus.copies import copies_of
 from tests.consensus.test_autopilot import admit, founded

@@ -16,7 +16,8 @@ from consensus.directory import LedgerDirectory
 from consensus.engine.disk import Disk
 from consensus.errors import Damaged
 from consensus.ledger import Ledger
-from consensus.snapshots import PEER_REFUSALS_MAX, REQUEST_PAUSE_MS, Snapshots
+from consensus.pauses import REQUEST_PAUSE_MS
+from consensus.snapshots import PEER_REFUSALS_MAX, Snapshots
 from tests.consensus.cluster import AtOnce, Cluster, MemoryEnd, World
 from tests.consensus.copies import copies_of
 from tests.consensus.test_cores import accepted, holds_all, submit, three

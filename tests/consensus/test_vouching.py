@@ -16,8 +16,8 @@ from consensus.engine.disk import Disk
 from consensus.errors import Damaged, Unavailable
 from consensus.ledger import Ledger
 from consensus.ledger.parts import first_range
+from consensus.pauses import LONG_PAUSE_MS_MIN
 from consensus.scrub import ANSWER_MS, whole_digest
-from consensus.snapshots import LONG_PAUSE_MS_MIN
 from consensus.vouching import STUCK_MS_MIN
 from tests.consensus.cluster import Cluster
 from tests.consensus.test_copies_sent import TINY, WRITTEN, one_away

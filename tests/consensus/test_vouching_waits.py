@@ -18,14 +18,9 @@ from consensus.directory import LedgerDirectory
 from consensus.engine.disk import Disk
 from consensus.errors import ConsensusError, Damaged
 from consensus.ledger import Ledger
+from consensus.pauses import LONG_PAUSE_MS_MAX, LONG_PAUSE_MS_MIN, REQUEST_PAUSE_MS
 from consensus.scrub import ANSWER_MS, PROPOSE_MS
-from consensus.snapshots import (
-    LONG_PAUSE_MS_MAX,
-    LONG_PAUSE_MS_MIN,
-    REQUEST_PAUSE_MS,
-    TAKEN_MS_MAX,
-    Snapshots,
-)
+from consensus.snapshots import TAKEN_MS_MAX, Snapshots
 from consensus.vouching import STUCK_MS_MAX, STUCK_MS_MIN, Vouching
 from tests.consensus.cluster import AtOnce, Cluster, World
 from tests.consensus.copies import copies_of
