@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from node.config import ConfigError, Loop
+from node.garbage import collect_garbage, rarely_by_itself
 
 # One that checkpoints, one that copies, one that checks and one that removes what is large.
 BACKGROUND_THREADS = 4
@@ -67,6 +68,14 @@ def loop_factory(loop: Loop) -> tuple[str, Callable[[], asyncio.AbstractEventLoo
 def run_on(
     factory: Callable[[], asyncio.AbstractEventLoop], main: Coroutine[Any, Any, Result]
 ) -> Result:
-    """Run a coroutine to its end on a fresh loop."""
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+    """Run a coroutine to its end on a fresh loop, which collects this process's garbage meanwhile."""
+
+    async def collecting() -> Result:
+        collector = asyncio.create_task(collect_garbage())
+        try:
+            return await main
+        finally:
+            collector.cancel()
+
+    with rarely_by_itself(), asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(collecting())

@@ -279,7 +279,8 @@ def show(console: Console, figures: Figures) -> None:
         for hold in holds[:HOLDS_SHOWN]:
             console.print(
                 f"{what}: {hold.held_ms} ms at {hold.at_s - figures.start_s:.1f} s, "
-                f"{hold.starved_ms} starved, {hold.cpu_ms} running, {hold.gc_ms} collecting: "
+                f"{hold.starved_ms} starved, {hold.cpu_ms} running, {hold.gc_ms} collecting, "
+                f"{hold.others_starved_ms} another thread starved: "
                 f"{hold.stack or 'not seen'}"
             )
     for fault in figures.faults():

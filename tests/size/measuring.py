@@ -30,20 +30,24 @@ BUCKETS_KEPT_MAX = 100_000
 class Hold:
     """The loop did not run for so long; `starved_ms` of it no processor was free for it.
 
-    Of the rest it ran for `cpu_ms`, `gc_ms` of these to collect garbage, and waited for something
-    else: the disk, another thread.
+    Of the rest it ran for `cpu_ms`, and waited for something else: the disk, another thread. Only one
+    thread runs Python at a time: for `others_starved_ms` another one, at the most, waited for a
+    processor. For `gc_ms` whichever thread collected garbage, the loop's or another.
     """
 
     at_s: float
     held_ms: float
     starved_ms: float
     cpu_ms: float
+    others_starved_ms: float
     gc_ms: float
     stack: str
 
     @property
     def own_ms(self) -> float:
-        return max(0.0, self.held_ms - self.starved_ms)
+        """Less the lack of processors; another thread's, only as far as the loop did not run itself."""
+        waited_ms = max(0.0, self.held_ms - self.starved_ms - self.cpu_ms)
+        return max(0.0, self.held_ms - self.starved_ms - min(self.others_starved_ms, waited_ms))
 
 
 def holds_of(path: Path, *, since_s: float = 0.0, until_s: float = float("inf")) -> list[Hold]:

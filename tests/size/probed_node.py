@@ -33,15 +33,54 @@ FRAMES_SHOWN = 3
 LOOP_FILES = ("runners.", "base_events.", "events.", "system.", "probed_node.", "<frozen runpy>.")
 
 
+class Schedules:
+    """How long threads that run Python have run, and have waited for a processor, since last asked.
+
+    The loop's thread waits for whichever thread runs Python. When that one waits for a processor,
+    the loop does too, though its own account does not say so.
+    """
+
+    def __init__(self, loop: threading.Thread) -> None:
+        self._loop = loop
+        self._files: dict[int, int] = {}  # native id -> descriptor
+        self._told: dict[int, tuple[int, int]] = {}  # native id -> ns run, ns waited
+
+    def since(self) -> tuple[int, int, int]:
+        """The loop's thread ran, and waited; the longest wait of any other. In ns."""
+        told: dict[int, tuple[int, int]] = {}
+        for thread in threading.enumerate():
+            if thread.native_id is not None:
+                told[thread.native_id] = self._read(thread.native_id)
+        for gone in self._files.keys() - told.keys():
+            os.close(self._files.pop(gone))
+        before, self._told = self._told, told
+        new = {
+            key: (ran - before.get(key, (ran, waited))[0], waited - before.get(key, (0, waited))[1])
+            for key, (ran, waited) in told.items()
+        }
+        ran, waited = new.pop(self._loop.native_id or 0, (0, 0))
+        return ran, waited, max((each[1] for each in new.values()), default=0)
+
+    def _read(self, native_id: int) -> tuple[int, int]:
+        try:
+            if native_id not in self._files:
+                path = f"/proc/self/task/{native_id}/schedstat"
+                self._files[native_id] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            ran, waited, _ = os.pread(self._files[native_id], 100, 0).split()
+        except (OSError, ValueError):
+            return 0, 0  # it ended meanwhile, or the kernel does not say
+        return int(ran), int(waited)
+
+
 class Probe:
     """Beats on the loop; a thread looks at what the loop does when a beat does not come."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._loop_thread = threading.get_ident()
-        self._schedule = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._schedules = Schedules(threading.current_thread())
         self._beat_s = time.monotonic()
-        self._used_ns, self._starved_ns = self._schedule_ns()
+        self._schedules.since()
         self._collecting_s = self._collected_s = 0.0
         gc.callbacks.append(self._collecting)
         self._stacks: list[str] = []  # the thread adds, the loop takes all at once
@@ -58,35 +97,27 @@ class Probe:
             self._stopped.set()
 
     def _beat(self) -> None:
-        now_s, (used_ns, starved_ns) = time.monotonic(), self._schedule_ns()
+        now_s = time.monotonic()
+        used_ns, starved_ns, others_starved_ns = self._schedules.since()
         held_ms = (now_s - self._beat_s - BEAT_S) * 1_000
         stacks, self._stacks = self._stacks, []
         told = {
             "at_s": round(now_s, 3),
             "held_ms": round(held_ms, 1),
-            "starved_ms": round((starved_ns - self._starved_ns) / 1_000_000, 1),
-            "cpu_ms": round((used_ns - self._used_ns) / 1_000_000, 1),
+            "starved_ms": round(starved_ns / 1_000_000, 1),
+            "others_starved_ms": round(others_starved_ns / 1_000_000, 1),
+            "cpu_ms": round(used_ns / 1_000_000, 1),
             "gc_ms": round(self._collected_s * 1_000, 1),
             "stack": "; ".join(
                 f"{n}x {text}" for text, n in Counter(stacks).most_common(STACKS_TOLD)
             ),
         }
         self._collected_s = 0.0
-        self._beat_s, self._used_ns, self._starved_ns = now_s, used_ns, starved_ns
+        self._beat_s = now_s
         if held_ms >= HOLD_MS_TOLD:
             print(json.dumps(told), file=self._file, flush=True)
 
-    def _schedule_ns(self) -> tuple[int, int]:
-        """How long this thread has run and how long it has waited for a processor, so far."""
-        try:
-            used, waited, _ = self._schedule.read_text(encoding="ascii").split()
-        except (OSError, ValueError):
-            return time.thread_time_ns(), 0
-        return int(used), int(waited)
-
     def _collecting(self, phase: str, _: dict[str, int]) -> None:
-        if threading.get_ident() != self._loop_thread:
-            return
         if phase == "start":
             self._collecting_s = time.monotonic()
         else:
