@@ -47,6 +47,8 @@ FAULTS_SHOWN_MAX = 3
 DIGEST_BYTES = 32
 PACE_BYTES = 64 << 10  # as hashed: some two milliseconds of work
 NO_TEXT = "Could not decode to UTF-8"  # how the errors of text that is none begin
+NO_DEFINITION = "a definition cannot be read"
+MEMORY_BYTES_TRIED = 64 << 20
 
 log = logging.getLogger("consensus.scrub")
 
@@ -393,12 +395,18 @@ def check_structure(reading: sqlite3.Connection) -> None:
 def errors_as_sqlite() -> Iterator[None]:
     """For the first read of a file, which looks at its definitions: it raises sqlite3.Error only.
 
-    SQLite quotes a definition that makes no sense, and one that is no text cannot be told.
+    SQLite quotes a definition that makes no sense, and one that is no text cannot be told. One whose
+    bytes it cannot get at, it calls a lack of memory (`sqlite3_exec`, `sqlite3_column_text`).
     """
     try:
         yield
     except UnicodeDecodeError as error:
         raise sqlite3.DatabaseError(f"{NO_TEXT}: {error}") from error
+    except MemoryError as error:
+        bytearray(
+            MEMORY_BYTES_TRIED
+        )  # if memory is lacking indeed, that is said, and not of the file
+        raise sqlite3.DatabaseError(NO_DEFINITION) from error
 
 
 def damage_in(error: BaseException | None) -> str:
@@ -413,8 +421,8 @@ def damage_in(error: BaseException | None) -> str:
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite met bytes that cannot be right, rather than a disk that refuses."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    is_no_text = code == 0 and str(error).startswith(NO_TEXT)
-    return is_no_text or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    is_unspeakable = code == 0 and str(error).startswith((NO_TEXT, NO_DEFINITION))
+    return is_unspeakable or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def write_mark(root: Path, why: str, disk: Disk) -> None:

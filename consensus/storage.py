@@ -20,7 +20,7 @@ from consensus.errors import Damaged, DiskFull, StorageFailed, Unavailable
 from consensus.ledger import Ledger, Reader
 from consensus.ports import Background
 from consensus.room import Room, is_full, may_pass
-from consensus.scrub import check_schema, damage_in
+from consensus.scrub import check_schema, damage_in, errors_as_sqlite
 
 MENDED_RETRY_MS = 5_000
 # What reading rows raises that no ledger of ours has written.
@@ -126,7 +126,8 @@ class Storage:
 def damage_told() -> Iterator[None]:
     """What reads a ledger that was just opened raises Damaged when its pages cannot be right."""
     try:
-        yield
+        with errors_as_sqlite():
+            yield
     except sqlite3.Error as error:
         damage = damage_in(error)
         if damage:

@@ -123,6 +123,15 @@ def _votes(rng: Random, folder: Path) -> Target:
     return One(take, lambda rng: bend(rng, data), (Damaged,))
 
 
+def longer_than_anything(path: Path) -> None:
+    """A definition of 2^35 bytes, by the length with which its cell begins (fileformat2, 1.6)."""
+    data = bytearray(path.read_bytes())
+    header_at = data.index(b"tablesubtasksubtask") - 7  # its first byte is its own length
+    assert data[header_at] == 7
+    data[header_at - 3 : header_at + 2] = b"\xff" * 4 + b"\x7f"
+    path.write_bytes(data)
+
+
 def bent_page(rng: Random, data: bytes) -> bytes:
     at = rng.choice((0, rng.randrange(len(data) // PAGE_BYTES) * PAGE_BYTES))
     return data[:at] + bend(rng, data[at : at + PAGE_BYTES]) + data[at + PAGE_BYTES :]

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from tests.hostile.copies import Copied, copies
+from tests.hostile.files import longer_than_anything
 
 NO_TEXT = "CAST(x'68ff' AS TEXT)"
 
@@ -49,4 +50,15 @@ def test_a_copy_with_bytes_after_its_last_page_is_thrown_away(
     follower: Copied, tmp_path: Path
 ) -> None:
     assert not follower.feed(copies(tmp_path)[0][2] + b"more")
+    follower.check()
+
+
+def test_a_copy_of_which_sqlite_says_that_memory_is_lacking_is_thrown_away(
+    follower: Copied, tmp_path: Path
+) -> None:
+    path = tmp_path / "copy.db"
+    path.write_bytes(copies(tmp_path)[0][2])
+    longer_than_anything(path)
+
+    assert not follower.feed(path.read_bytes())
     follower.check()

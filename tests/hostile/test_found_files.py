@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -21,7 +23,7 @@ from consensus.scrub import is_damage, open_at
 from consensus.storage import open_ledger
 from node.api.reading import LongReads
 from node.folder import BootError, Identity, read_identity, read_members, write_identity
-from tests.hostile.files import PAGE_BYTES
+from tests.hostile.files import PAGE_BYTES, longer_than_anything
 from tests.hostile.mesh_of_one import Node, copy_of_template
 
 IDENTITY = Identity("m1", "n1", "one", "h:1", True, {"n1": "h:1"}, {"n2": "h:2"})
@@ -83,10 +85,8 @@ def test_a_ledger_with_rows_that_nobody_wrote_is_damaged(
         open_ledger(directory)
 
 
-@pytest.fixture
-def unspeakable(tmp_path: Path) -> Path:
-    """A ledger with a definition that makes no sense, so that SQLite quotes it, and is no text."""
-    path = LedgerDirectory(copy_of_template(tmp_path, 1)).prepare()
+def quoted_but_no_text(path: Path) -> None:
+    """A definition that makes no sense, so that SQLite quotes it."""
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA writable_schema=1")
         db.execute(
@@ -94,7 +94,17 @@ def unspeakable(tmp_path: Path) -> Path:
             "WHERE name = 'task'"
         )
     db.close()
-    with contextlib.closing(sqlite3.connect(path)) as db, pytest.raises(UnicodeDecodeError):
+
+
+UNSPEAKABLE = {UnicodeDecodeError: quoted_but_no_text, MemoryError: longer_than_anything}
+
+
+@pytest.fixture(params=UNSPEAKABLE, ids=lambda error: error.__name__)
+def unspeakable(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A ledger that SQLite has no words for."""
+    path = LedgerDirectory(copy_of_template(tmp_path, 1)).prepare()
+    UNSPEAKABLE[request.param](path)
+    with contextlib.closing(sqlite3.connect(path)) as db, pytest.raises(request.param):
         db.execute("SELECT applied_index FROM ledger")
     return path
 
@@ -174,3 +184,26 @@ def test_a_ledger_whose_revision_is_no_number_is_damaged() -> None:
 
         with pytest.raises(Damaged, match="which revision"):
             applied_of(db)
+
+
+LACK = """
+import resource, sqlite3
+from consensus.scrub import MEMORY_BYTES_TRIED, errors_as_sqlite
+
+def raised() -> type[BaseException]:
+    try:
+        with errors_as_sqlite():
+            raise MemoryError
+    except (MemoryError, sqlite3.DatabaseError) as error:
+        return type(error)
+
+assert raised() is sqlite3.DatabaseError
+with open("/proc/self/statm") as file:
+    used_bytes = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used_bytes + MEMORY_BYTES_TRIED // 2,) * 2)
+assert raised() is MemoryError
+"""
+
+
+def test_a_true_lack_of_memory_says_nothing_about_a_file() -> None:
+    subprocess.run([sys.executable, "-c", LACK], check=True, timeout=60)
