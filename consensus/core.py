@@ -195,8 +195,7 @@ class Core:
                 log.error("a bug in apply at revision %d was put off: %s", index, fault)
             self.counted.at_least(applied.counted_ms)
             for proposal, outcome in zip(entry.proposals, applied.outcomes, strict=True):
-                if proposal.incarnation == self.proposals.incarnation:
-                    self.proposals.settle(proposal.sequence, outcome)
+                self.proposals.applied(proposal, outcome)
         elif kind == MEMBERSHIP:
             change = MembershipChange.FromString(body)
             applied = self.ledger.apply_membership(index, term, change)
@@ -382,7 +381,7 @@ class Core:
         if seen != self._seen_leader:
             self._seen_leader = seen
             self.proposals.resend_all()
-            self.forwarding.drop_inbox()
+            self.forwarding.drop_older()
             self.membership.leader_changed()
 
     # What the link tells.
@@ -413,7 +412,7 @@ class Core:
                 is_part = self.membership.is_part(peer)
                 if frame.propose.HasField("change"):
                     self.membership.receive(peer, frame.propose.change)
-            self.forwarding.receive(peer, frame.propose, is_part=is_part)
+            self.forwarding.receive(peer, frame.propose, term=frame.term, is_part=is_part)
         elif not is_farewell and self.membership.has_left(peer):
             self.engine.counters.frames_refused += 1
         elif kind == "propose_reply":

@@ -25,6 +25,7 @@ class Forwarding:
         self._proposals = proposals
         self._inbox: deque[Proposal] = deque()
         self._inbox_bytes = 0
+        self._inbox_term = 0  # in which all that is there was sent
         self._own_first = False
 
     def send_to_leader(self) -> None:
@@ -43,13 +44,16 @@ class Forwarding:
                 self._proposals.put_back(proposal.sequence for proposal in taken)
                 return
 
-    def receive(self, peer: str, propose: Propose, *, is_part: bool = True) -> None:
+    def receive(self, peer: str, propose: Propose, *, term: int, is_part: bool = True) -> None:
         """Take a peer's proposals in, or tell it that they got nowhere.
 
-        They get nowhere as well when the peer is no part of the mesh (any more).
+        They get nowhere as well when the peer is no part of the mesh (any more), and when it sent them
+        to the leader of another term: later copies may have been appended since.
         """
         refused: list[Proposal] = []
-        if not is_part or self._engine.role != "leader" or not self._has_room():
+        self.drop_older()
+        leads = self._engine.role == "leader" and self._engine.term == term
+        if not is_part or not leads or not self._has_room():
             refused.extend(propose.proposals)
         else:
             for proposal in propose.proposals:
@@ -71,10 +75,11 @@ class Forwarding:
     def _has_room(self) -> bool:
         return len(self._inbox) < INBOX_PROPOSALS_MAX and self._inbox_bytes <= INBOX_BYTES_MAX
 
-    def drop_inbox(self) -> None:
-        """The leader or term changed: every sender sees that too and sends again."""
-        self._inbox.clear()
-        self._inbox_bytes = 0
+    def drop_older(self) -> None:
+        """If the leader or term changed, every sender sees that too and sends again."""
+        if self._engine.role != "leader" or self._inbox_term != self._engine.term:
+            self._inbox.clear()
+            self._inbox_bytes, self._inbox_term = 0, self._engine.term
 
     def take_for_entry(self) -> list[Proposal]:
         """The proposals of the next entry, within an entry's bounds.
@@ -99,6 +104,7 @@ class Forwarding:
         )
 
     def _take_inbox(self, before: list[Proposal]) -> list[Proposal]:
+        self.drop_older()
         if not self._inbox:
             return []
         taken: list[Proposal] = []

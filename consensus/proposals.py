@@ -3,7 +3,8 @@
 A command waits here until the ledger of this node has applied it. Outcomes are matched by
 (incarnation, sequence) written inside the entry, never by log index. When the leader or the term
 changes, what was sent and has no outcome is sent again: every ledger command is idempotent by name,
-so arriving twice has the effect of arriving once.
+so one that has had its effect has none when it arrives again. One that was refused may have an effect
+when it arrives again, so only the refusal of the copy that was sent last is an outcome.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Waiting:
     units: int
     size_bytes: int
     is_sent: bool = False
+    sent_count: int = 0
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ class Proposals:
         for position, command in enumerate(commands):
             self._sequence += 1
             proposal = Proposal(
-                incarnation=self.incarnation, sequence=self._sequence, command=command
+                incarnation=self.incarnation, sequence=self._sequence, command=command, attempt=1
             )
             waiting = Waiting(proposal, batch, position, *cost(proposal))
             self._waiting[self._sequence] = waiting
@@ -116,6 +118,8 @@ class Proposals:
                 break
             self._unsent.popleft()
             waiting.is_sent = waiting.batch.was_sent = True
+            waiting.sent_count += 1
+            waiting.proposal.attempt = waiting.sent_count
             units, size = units + more_units, size + more_bytes
             taken.append(waiting.proposal)
         return taken
@@ -135,8 +139,22 @@ class Proposals:
         for sequence in self._unsent:
             self._waiting[sequence].is_sent = False
 
+    def applied(self, proposal: Proposal, outcome: Outcome) -> None:
+        """This node's ledger applied a proposal, its own or another's. A second arrival finds nobody waiting.
+
+        Invariant: the copies of a proposal are applied in the order in which they were sent, so after
+        the last one none can have an effect. To one leader they go over one ordered link, and one that
+        was sent in an earlier term is never appended in a later.
+        """
+        if proposal.incarnation != self.incarnation:
+            return
+        waiting = self._waiting.get(proposal.sequence)
+        if waiting is not None and outcome.reason and proposal.attempt < waiting.sent_count:
+            return
+        self.settle(proposal.sequence, outcome)
+
     def settle(self, sequence: int, outcome: Outcome) -> None:
-        """This node's ledger applied the proposal. A second arrival finds nobody waiting."""
+        """This is the outcome, and the last one."""
         waiting = self._waiting.pop(sequence, None)
         if waiting is None:
             return

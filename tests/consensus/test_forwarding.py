@@ -42,7 +42,9 @@ def test_a_large_submit_beside_a_peers_results_does_not_burst_an_entry(tmp_path:
     large = Command(submit=Submit(task_id=b"t" * 16, spec=b"s" * 850_000))
     answers: list[Result] = []
     for count in (1, 2):  # whoever comes first in an entry
-        leader.forwarding.receive("n2", from_peer(*[completion(60_000)] * 8))
+        leader.forwarding.receive(
+            "n2", from_peer(*[completion(60_000)] * 8), term=leader.engine.term
+        )
         leader.propose([large], deadline_ms=10**9, done=answers.append)
         before = leader.engine.last_index
         cluster.world.run(lambda count=count: len(answers) == count and cluster.agree())  # type: ignore[misc]
@@ -64,7 +66,9 @@ def test_a_command_that_no_entry_can_hold_is_refused_and_stops_nobody(tmp_path: 
         result = cluster.propose(node_id, completion(ENTRY_BYTES_MAX), submit(1))
         assert not isinstance(result, ConsensusError)
         assert [outcome.reason for outcome in result] == [Reason.VALUE_TOO_LARGE, 0]
-    leader.forwarding.receive("n2", from_peer(completion(2 * COMMAND_BYTES_MAX)))
+    leader.forwarding.receive(
+        "n2", from_peer(completion(2 * COMMAND_BYTES_MAX)), term=leader.engine.term
+    )
     accepted(cluster.propose(follower, submit(2)))
 
 
@@ -72,7 +76,7 @@ def test_peers_under_full_load_do_not_starve_the_leaders_own_clients(tmp_path: P
     cluster = three(tmp_path)
     leader = cluster.wait_leader()
     barriers = from_peer(*[Command(barrier=Barrier())] * (ENTRY_UNITS_MAX * 6))
-    leader.forwarding.receive("n2", barriers)
+    leader.forwarding.receive("n2", barriers, term=leader.engine.term)
     leader.propose([submit(1)], deadline_ms=10**9, done=lambda _: None)
 
     first = leader.forwarding.take_for_entry()
@@ -110,6 +114,6 @@ def test_a_full_inbox_refuses_and_says_so(tmp_path: Path) -> None:
 
     leader.forwarding._link = Ear()  # type: ignore[assignment]  # only what is sent is of interest
     for _ in range(12):
-        leader.forwarding.receive(other, big)
+        leader.forwarding.receive(other, big, term=leader.engine.term)
 
     assert said and list(said[-1].propose_reply.sequences) == list(range(1, 17))

@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from quorumesh.v1.ledger_pb2 import Command, Submit
-from quorumesh.v1.peer_pb2 import Frame, ProposeReply
-from quorumesh.v1.values_pb2 import Reason
+from quorumesh.v1.ledger_pb2 import Cancel, Command, Proposal, Submit
+from quorumesh.v1.peer_pb2 import Frame, Propose, ProposeReply
+from quorumesh.v1.values_pb2 import Reason, TaskState
 
 from consensus.core import Core
 from consensus.errors import OutcomeUnknown, Unavailable
@@ -206,3 +206,57 @@ def test_rule_9_every_command_of_a_node_in_trouble_has_exactly_one_answer(
     assert written >= 30
     cluster.world.run(cluster.agree)
     assert cluster.cores[leader].reader.counts().task_count >= written
+
+
+def cancel(number: int) -> Command:
+    return Command(cancel=Cancel(task_id=number.to_bytes(16, "big")))
+
+
+def test_rule_8_a_refusal_is_final_only_of_the_copy_that_was_sent_last(tmp_path: Path) -> None:
+    cluster = three(tmp_path)
+    leader = cluster.wait_leader()
+    follower = cluster.cores[others_of(cluster, leader)[0]]
+    seen = Revisions()
+    follower.observe(seen)
+    before = leader.applied_index
+    answers = ask(cluster, follower, cancel(7))
+    cluster.world.run(lambda: leader.engine.last_index > before)
+    # It is in the log, and refused there; the follower has not heard of it, and sends it again.
+    cluster.wires.cut(follower.config.node_id, leader.config.node_id)
+    accepted(cluster.propose(leader.config.node_id, submit(7)))
+    assert leader.applied_index > before and answers == []
+
+    cluster.wires.heal()
+    cluster.world.run(lambda: bool(answers))
+
+    told = [reason for reasons in seen.reasons.values() for reason in reasons]
+    assert told == [Reason.NOT_FOUND, 0, 0]
+    task = follower.reader.task((7).to_bytes(16, "big"))
+    assert task is not None and task.state == TaskState.TASK_CANCELLED
+    accepted(answers[0])
+
+
+def test_rule_8_what_was_sent_in_another_term_is_not_appended(tmp_path: Path) -> None:
+    cluster = three(tmp_path)
+    leader = cluster.wait_leader()
+    peer = others_of(cluster, leader)[0]
+    replies: list[Frame] = []
+    send = cluster.wires.send
+
+    def overheard(a: str, b: str, frame: Frame) -> bool:
+        if b == peer and frame.HasField("propose_reply"):
+            replies.append(frame)
+        return send(a, b, frame)
+
+    cluster.wires.send = overheard  # type: ignore[method-assign]  # the wires are the tests' own
+    late = Propose(proposals=[Proposal(incarnation=9, sequence=1, command=cancel(7), attempt=1)])
+    term, last = leader.engine.term, leader.engine.last_index
+
+    for at in (term - 1, term + 1):
+        leader.frame_received(peer, Frame(term=at, propose=late))
+    cluster.world.run_for(100)
+    assert [list(frame.propose_reply.sequences) for frame in replies] == [[1], [1]]
+    assert leader.engine.last_index == last
+
+    leader.frame_received(peer, Frame(term=term, propose=late))
+    cluster.world.run(lambda: leader.engine.last_index > last)

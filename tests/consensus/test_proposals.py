@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome, Submit
+from quorumesh.v1.ledger_pb2 import Barrier, Command, Outcome, Proposal, Submit
+from quorumesh.v1.values_pb2 import Reason
 
 from consensus.errors import ConsensusError, OutcomeUnknown, Unavailable
 from consensus.proposals import (
@@ -48,6 +49,38 @@ def test_a_second_arrival_of_a_proposal_finds_nobody_waiting() -> None:
     proposals.settle(1, Outcome(revision=4))
 
     assert len(results) == 1 and len(proposals) == 0
+
+
+def test_a_refusal_is_final_only_of_the_copy_that_was_sent_last() -> None:
+    proposals, results = proposals_of(1)
+    copies = []
+    for _ in range(3):
+        [sent] = proposals.take_unsent(units_max=1, bytes_max=ENTRY_BYTES_MAX)
+        copies.append(Proposal.FromString(sent.SerializeToString()))
+        proposals.resend_all()
+    assert [(one.attempt, one.ByteSize()) for one in copies] == [
+        (attempt, copies[0].ByteSize()) for attempt in (1, 2, 3)
+    ]
+    refused = Outcome(reason=Reason.NOT_FOUND)
+
+    for early in copies[:2]:
+        proposals.applied(early, refused)
+    assert results == []
+    proposals.applied(copies[2], refused)
+
+    assert results == [[refused]]
+
+
+def test_an_effect_is_final_whichever_copy_had_it() -> None:
+    proposals, results = proposals_of(1)
+    [sent] = proposals.take_unsent(units_max=1, bytes_max=ENTRY_BYTES_MAX)
+    first = Proposal.FromString(sent.SerializeToString())
+    proposals.resend_all()
+    take(proposals)
+
+    proposals.applied(first, Outcome(revision=5))
+
+    assert results == [[Outcome(revision=5)]]
 
 
 def test_after_a_change_of_leader_everything_without_outcome_is_sent_again_in_order() -> None:

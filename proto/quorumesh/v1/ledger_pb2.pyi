@@ -61,9 +61,12 @@ class Proposal(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """of the proposing process; 0: nobody waits"""
     sequence: _builtins.int
+    attempt: _builtins.int
+    """how often it has been sent, this time included; of one size, so that bounds hold"""
     @_builtins.property
     def command(self) -> Global___Command: ...
     def __init__(
@@ -72,10 +75,11 @@ class Proposal(_message.Message):
         incarnation: _builtins.int = ...,
         sequence: _builtins.int = ...,
         command: Global___Command | None = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "incarnation", b"incarnation", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command", b"command", "incarnation", b"incarnation", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
