@@ -47,7 +47,7 @@ FAULTS_SHOWN_MAX = 3
 DIGEST_BYTES = 32
 PACE_BYTES = 64 << 10  # as hashed: some two milliseconds of work
 NO_TEXT = "Could not decode to UTF-8"  # how the errors of text that is none begin
-NO_DEFINITION = "a definition cannot be read"
+NO_DEFINITION = "a definition is not what it was"
 MEMORY_BYTES_TRIED = 64 << 20
 
 log = logging.getLogger("consensus.scrub")
@@ -396,7 +396,8 @@ def errors_as_sqlite() -> Iterator[None]:
     """For the first read of a file, which looks at its definitions: it raises sqlite3.Error only.
 
     SQLite quotes a definition that makes no sense, and one that is no text cannot be told. One whose
-    bytes it cannot get at, it calls a lack of memory (`sqlite3_exec`, `sqlite3_column_text`).
+    bytes it cannot get at, it calls a lack of memory (`sqlite3_exec`, `sqlite3_column_text`). One in
+    which a name has changed makes the question wrong (SQLITE_ERROR), which is the same at every node.
     """
     try:
         yield
@@ -407,6 +408,10 @@ def errors_as_sqlite() -> Iterator[None]:
             MEMORY_BYTES_TRIED
         )  # if memory is lacking indeed, that is said, and not of the file
         raise sqlite3.DatabaseError(NO_DEFINITION) from error
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+            raise sqlite3.DatabaseError(f"{NO_DEFINITION}: {error}") from error
+        raise
 
 
 def damage_in(error: BaseException | None) -> str:

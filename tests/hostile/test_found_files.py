@@ -96,7 +96,18 @@ def quoted_but_no_text(path: Path) -> None:
     db.close()
 
 
-UNSPEAKABLE = {UnicodeDecodeError: quoted_but_no_text, MemoryError: longer_than_anything}
+def of_another_name(path: Path) -> None:
+    """One bit of a definition is another: what every query asks for is not there."""
+    path.write_bytes(
+        path.read_bytes().replace(b"  applied_index INTEGER", b"  applied_indey INTEGER")
+    )
+
+
+UNSPEAKABLE = {
+    UnicodeDecodeError: quoted_but_no_text,
+    MemoryError: longer_than_anything,
+    sqlite3.OperationalError: of_another_name,
+}
 
 
 @pytest.fixture(params=UNSPEAKABLE, ids=lambda error: error.__name__)
@@ -109,7 +120,7 @@ def unspeakable(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def test_a_definition_that_sqlite_cannot_even_quote_is_damage_to_all_who_open_a_ledger(
+def test_a_definition_that_nobody_could_have_made_is_damage_to_all_who_open_a_ledger(
     unspeakable: Path,
 ) -> None:
     root = unspeakable.parent.parent
@@ -125,7 +136,8 @@ def test_a_definition_that_sqlite_cannot_even_quote_is_damage_to_all_who_open_a_
     with pytest.raises(Damaged, match="the ledger is damaged"):
         open_ledger(LedgerDirectory(root))
     assert is_damage(scrubbed.value)
-    assert "file" in [check.name for check in examine(root, aside).checks if check.ok is False]
+    wrong = {check.name for check in examine(root, aside).checks if check.ok is False}
+    assert wrong & {"file", "ledger"}
 
 
 async def test_a_long_read_of_such_a_ledger_says_that_it_is_damaged(unspeakable: Path) -> None:
@@ -207,3 +219,12 @@ assert raised() is MemoryError
 
 def test_a_true_lack_of_memory_says_nothing_about_a_file() -> None:
     subprocess.run([sys.executable, "-c", LACK], check=True, timeout=60)
+
+
+def test_a_column_that_is_not_there_is_damage_to_a_start(tmp_path: Path) -> None:
+    directory = LedgerDirectory(copy_of_template(tmp_path, 1))
+    path = directory.prepare()
+    path.write_bytes(path.read_bytes().replace(b"  counted_ms INTEGER", b"  counted_mr INTEGER"))
+
+    with pytest.raises(Damaged, match=r"the ledger is damaged: .*no such column: counted_ms"):
+        open_ledger(directory)
