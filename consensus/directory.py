@@ -77,6 +77,7 @@ class LedgerDirectory:
 
     def _make_ledger(self, name: str) -> None:
         self.disk.make_folder(self.root / name)
+        self.disk.sync_folder(self.root)
         self._point_at(name)
 
     def stage_ledger(self, copy: Path, index: int) -> Path:
@@ -87,6 +88,7 @@ class LedgerDirectory:
         target = folder / "ledger.db"
         self.disk.rename(copy, target)
         self.disk.sync_folder(folder)
+        self.disk.sync_folder(self.root)
         return target
 
     def put_in_force(self, path: Path) -> None:
@@ -113,7 +115,8 @@ class LedgerDirectory:
             self.disk.remove_folder(folder)
 
     def _point_at(self, name: str) -> None:
-        # The new folder's name is durable with the record that names it: both lie in the root.
+        # Invariant: the folder's name is durable before the record that names it. Both lie in the root,
+        # but of names that were given since the last sync a power loss may keep any (POSIX orders none).
         self.disk.replace(self.root / "CURRENT", name.encode("ascii") + b"\n")
 
 

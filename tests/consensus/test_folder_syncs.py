@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from consensus.directory import LedgerDirectory
 from consensus.engine import Journal
 from consensus.engine.disk import RENEWING_NAME, Disk
 from tests.consensus.cluster import AtOnce
-from tests.sim.disk import SimDisk
+from tests.sim.disk import Crashed, SimDisk
 
 SEEDS = 30
 
@@ -94,6 +95,30 @@ def test_a_ledger_that_was_named_where_a_sync_failed_is_in_force_after_any_power
         disk.revive()
 
         assert LedgerDirectory(disk.root, disk).prepare() == staged
+
+
+def test_a_crash_while_a_ledger_is_put_in_force_leaves_one_that_is_there(tmp_path: Path) -> None:
+    found = set()
+    for seed in range(SEEDS * 4):
+        disk = SimDisk(tmp_path / f"{seed}", random.Random(seed))
+        directory = LedgerDirectory(disk.root, disk)
+        before = directory.prepare()
+        disk.close(disk.open_append(directory.journal / "000000000001.journal"))
+        disk.sync_folder(directory.journal)
+        copy = _copy(directory)
+        disk.crash_in = seed % 24 + 1
+        with contextlib.suppress(Crashed):
+            directory.replace_ledger(copy, 7)
+        disk.abandon()
+        disk.lose_power()
+        disk.revive()
+
+        after = LedgerDirectory(disk.root, disk).prepare()
+        assert after in (before, disk.root / "ledger-7" / "ledger.db")
+        assert after.parent.is_dir()
+        found.add(after.parent.name)
+
+    assert found == {"ledger-0", "ledger-7"}
 
 
 def _copy(directory: LedgerDirectory) -> Path:
