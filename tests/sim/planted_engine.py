@@ -22,7 +22,12 @@ from consensus.vouching import Vouching
 from tests.sim.planted import plants, swapped
 
 
-@plants("termless-ack", far=60, short_reign=60, isolate=20, blip=0)
+@plants(
+    "termless-ack",
+    isolate=20,
+    **dict.fromkeys(("far", "short_reign", "split", "one_way"), 60),
+    **dict.fromkeys(("blip", "kill", "power", "crash_at_write"), 0),
+)
 def termless_ack() -> AbstractContextManager[None]:
     """An answer counts in whatever term it arrives."""
     sound = Engine._receive_in_term
