@@ -98,12 +98,6 @@ class LedgerDirectory:
         """
         self._point_at(path.parent.name)
 
-    def replace_ledger(self, copy: Path, index: int) -> Path:
-        """Make a verified, synced copy the ledger in force; returns its new path."""
-        target = self.stage_ledger(copy, index)
-        self.put_in_force(target)
-        return target
-
     def other_ledgers(self, *kept: Path) -> list[Path]:
         """The folders of ledgers but for those of the databases at these paths."""
         names = [path.parent.name for path in kept]

@@ -104,7 +104,6 @@ class Forwarding:
         )
 
     def _take_inbox(self, before: list[Proposal]) -> list[Proposal]:
-        self.drop_older()
         if not self._inbox:
             return []
         taken: list[Proposal] = []

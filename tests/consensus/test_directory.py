@@ -26,7 +26,8 @@ def test_the_replaced_ledger_is_in_force_and_the_old_one_goes_at_the_next_start(
     copy = directory.incoming / "copy.db"
     copy.write_bytes(b"new")
 
-    path = directory.replace_ledger(copy, 42)
+    path = directory.stage_ledger(copy, 42)
+    directory.put_in_force(path)
     (directory.journal / "000000000001.journal").touch()
 
     assert path.read_bytes() == b"new"
@@ -74,7 +75,8 @@ def test_a_node_that_installs_again_and_again_keeps_two_ledgers_at_most(tmp_path
     for index in (10, 20, 30):
         copy = directory.incoming / "copy.db"
         copy.write_bytes(b"new")
-        before, path = path, directory.replace_ledger(copy, index)
+        before, path = path, directory.stage_ledger(copy, index)
+        directory.put_in_force(path)
         directory.remove_ledgers(directory.other_ledgers(path, before))
 
     assert sorted(path.name for path in tmp_path.glob("ledger-*")) == ["ledger-20", "ledger-30"]

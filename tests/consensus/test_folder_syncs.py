@@ -108,7 +108,7 @@ def test_a_crash_while_a_ledger_is_put_in_force_leaves_one_that_is_there(tmp_pat
         copy = _copy(directory)
         disk.crash_in = seed % 24 + 1
         with contextlib.suppress(Crashed):
-            directory.replace_ledger(copy, 7)
+            directory.put_in_force(directory.stage_ledger(copy, 7))
         disk.abandon()
         disk.lose_power()
         disk.revive()

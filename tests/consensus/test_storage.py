@@ -54,7 +54,7 @@ def only_named(directory: LedgerDirectory, copy: SnapshotFile) -> None:
 
 def replaced(directory: LedgerDirectory, copy: SnapshotFile) -> None:
     only_received(directory, copy)
-    directory.replace_ledger(directory.incoming / "snapshot.db", copy.index)
+    directory.put_in_force(directory.stage_ledger(directory.incoming / "snapshot.db", copy.index))
 
 
 def segment_written(directory: LedgerDirectory, copy: SnapshotFile) -> None:

@@ -52,9 +52,8 @@ class Checks:
         self.refused_count = 0
         self.has_rot = False
         self.doubtful: set[str] = set()  # whose rows may be others, for rot or for a copy
-        self._wholes: dict[
-            int, bytes
-        ] = {}  # revision to the hash of all rows, as sound nodes have it
+        # Of each revision, the hash of all rows, as sound nodes have it.
+        self._wholes: dict[int, bytes] = {}
         self._copies: dict[int, tuple[str, bytes]] = {}  # the same of copies that were installed
         self.lost_commits = 0
         self.listeners: list[Listener] = []

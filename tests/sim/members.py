@@ -72,8 +72,10 @@ class Members:
         return node_id
 
     def _can_spare(self, node_id: str) -> bool:
+        """Whether enough are left without it: a damaged one may turn out lost at its next start."""
         voters = set(self.mesh.checks.voters) - self.unwanted - {node_id}
-        sound = [v for v in voters if self.mesh.nodes[v].state in ("up", "down")]
+        left = [self.mesh.nodes[v] for v in voters]
+        sound = [node for node in left if node.state in ("up", "down") and not node.is_harmed]
         return len(sound) >= VOTERS_LEFT_MIN
 
     def remove(self, node: SimNode, *, through: SimNode | None = None) -> None:
