@@ -404,9 +404,8 @@ def errors_as_sqlite() -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise sqlite3.DatabaseError(f"{NO_TEXT}: {error}") from error
     except MemoryError as error:
-        bytearray(
-            MEMORY_BYTES_TRIED
-        )  # if memory is lacking indeed, that is said, and not of the file
+        # If memory is lacking indeed, this says so, and nothing is said of the file.
+        bytearray(MEMORY_BYTES_TRIED)
         raise sqlite3.DatabaseError(NO_DEFINITION) from error
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:

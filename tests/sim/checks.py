@@ -33,8 +33,8 @@ DONE = (TaskEvent.SUBTASK_SUCCEEDED, TaskEvent.DELEGATED)
 class Checks:
     """The witness of a whole run."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, nodes: dict[str, SimNode]) -> None:
+        self.world, self.nodes = world, nodes
         self.leaders: dict[int, str] = {}
         self.digests: dict[int, bytes] = {0: bytes(32)}
         self.last_index = 0
@@ -69,6 +69,24 @@ class Checks:
             raise Violation(f"two leaders in term {engine.term}: {known}, {process.node.node_id}")
         for tell in self.crowned:
             tell(process)
+
+    def believes(self, leader: Process, name: str, index: int) -> None:
+        """A leader takes its entries to be durable at another node up to here: they must be there.
+
+        What a leader commits rests on that alone (Raft, 5.3 and 5.4). It sees into the other's
+        journal, which only a simulation can; a later leader may have cut what an older one believes.
+        """
+        engine, node = leader.core.engine, self.nodes[name]
+        if node.process is None or node.is_harmed or node.core.engine.term > engine.term:
+            return
+        own, other = engine._seat.journal, node.core.engine._seat.journal
+        is_cut_off = index < max(own.base_index, other.base_index)
+        holds = index <= other.synced_index and own.term_at(index) == other.term_at(index)
+        if node.core.engine.term < engine.term or not (is_cut_off or holds):
+            raise Violation(
+                f"{leader.node.node_id} counts in term {engine.term} on entry {index} at {name}, "
+                f"which is in term {node.core.engine.term} and has synced {other.synced_index}"
+            )
 
     def opened(self, process: Process) -> None:
         if process.node.is_rotten:

@@ -37,7 +37,15 @@ WEIGHTS = {
     "worker_pause": 5,
 }
 # Faults that look who leads (moments.py), which every second hundred of seeds meets as well.
-MOMENTS = {"short_reign": 4, "bare_majority": 4, "far": 3, "relay": 4, "crowd": 2, "purge": 2}
+MOMENTS = {
+    "short_reign": 4,
+    "bare_majority": 4,
+    "far": 3,
+    "comeback": 3,
+    "relay": 4,
+    "crowd": 2,
+    "purge": 2,
+}
 ROT = {"rot": 3}  # the same; a rotten ledger must be found, and nobody may be sent a copy of it
 
 

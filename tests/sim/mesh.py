@@ -42,9 +42,9 @@ class Mesh:
         self.world = World(seed, trace)
         self.chance = random.Random(f"{seed} mesh")
         self.network = Network(self.world)
-        self.checks = Checks(self.world)
-        self.network.on_send = self.checks.said
         self.nodes: dict[str, SimNode] = {}
+        self.checks = Checks(self.world, self.nodes)
+        self.network.on_send = self.checks.said
         self.asking = Asking(self.world, self.nodes)
         self.members = Members(self)
         self.first_count = self.chance.choice((3, 3, 3, 4, 5))

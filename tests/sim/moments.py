@@ -19,6 +19,8 @@ REIGN_US = (500, 60_000)
 AWAY_MS = (150, 2_000)
 CRAWL_US = (60_000, 250_000)  # of a disk that is about to lose its power
 WAYS_US = ((500, 5_000), (20_000, 120_000), (300_000, 1_400_000))
+LATE_US = (1_000_000, 1_200_000)
+GIVE_TRIES, GIVE_EVERY_MS = 50, 10
 RELAY_MS = 7_000
 
 
@@ -172,16 +174,48 @@ class Moments:
 
     def far(self, fault: Fault) -> None:
         """Each direction of each link takes its own time, some of them longer than an election."""
-        delays, names = self.mesh.network.delay_us, sorted(self.mesh.nodes)
+        names = sorted(self.mesh.nodes)
         ways: list[Pair] = [(a, b) for a in names for b in names if a != b]
-        for way in ways:
-            delays[way] = self.chance.choice(WAYS_US)
+        self._slow({way: self.chance.choice(WAYS_US) for way in ways}, fault.for_ms * 6)
+
+    def _slow(self, ways_us: dict[Pair, tuple[int, int]], ms: float) -> None:
+        delays = self.mesh.network.delay_us
+        delays.update(ways_us)
 
         def undo() -> None:
-            for way in ways:
+            for way in ways_us:
                 delays.pop(way, None)
 
-        self.world.after_ms(fault.for_ms * 6, undo)
+        self.world.after_ms(ms, undo)
+
+    def comeback(self, fault: Fault) -> None:
+        """The lead goes to another and comes back, while one peer still hears what was said before.
+
+        What that peer answers comes at once, to a leader of the same name in another term.
+        """
+        leader = self.leader()
+        others = sorted(set(leader.core.engine.voters) - {leader.node_id}) if leader else []
+        if leader is None or len(others) < 2:
+            return
+        late, heir = self.chance.sample(others, 2)
+        ways: list[Pair] = [(name, late) for name in self.mesh.nodes if name != late]
+        self._slow(dict.fromkeys(ways, LATE_US), 5_000)
+        self.world.after_ms(1_500, lambda: self._give(leader.node_id, heir))
+        self.world.after_ms(1_500, lambda: self._give(heir, leader.node_id))
+
+    def _give(self, here: str, there: str, tries: int = GIVE_TRIES) -> None:
+        """Ask who leads to hand over, as soon as it leads and the other has all its entries."""
+        process = self.mesh.nodes[here].process
+        if self.is_over or not tries:
+            return
+
+        def ask() -> None:
+            assert process is not None
+            if not process.core.engine.transfer(there):
+                self.world.after_ms(GIVE_EVERY_MS, lambda: self._give(here, there, tries - 1))
+
+        if process is not None:
+            process.call(ask)
 
     # Voters who come and go by twos.
 

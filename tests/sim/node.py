@@ -79,6 +79,7 @@ class Process:
         self.is_paused = False
         self.is_woken = False
         self.led_count = 0
+        self.believed: dict[str, int] = {}  # as a leader, of each peer: the last entry it holds
         self.backlog: list[Act] = []
         self.under_way: dict[int, Work] = {}
         self._work_count = 0
@@ -96,9 +97,18 @@ class Process:
         ended = how_it_ended(act, is_rotten=self.node.is_rotten)
         if ended is not None:
             self.node.stopped(ended)
-        elif self.core.engine.counters.led != self.led_count:
-            self.led_count = self.core.engine.counters.led
+            return
+        engine = self.core.engine
+        if engine.counters.led != self.led_count:
+            self.led_count = engine.counters.led
+            self.believed.clear()
             self.node.checks.leads(self)
+        if engine.role == "leader":
+            for peer in engine.voters:
+                index = engine.matched(peer)
+                if index > self.believed.get(peer, 0):
+                    self.believed[peer] = index
+                    self.node.checks.believes(self, peer, index)
 
     def wake(self) -> None:
         if not self.is_woken and self.is_alive:
