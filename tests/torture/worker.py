@@ -39,7 +39,7 @@ ABSENT_S = (0.1, 0.6)
 WELCOME_S = 10.0
 RETRY_S = 0.1
 ANSWER_S = 5.0
-TRIES = 8
+TRIES_MAX = 100  # each over a stream of its own, or after 5 s without an answer
 
 Key = tuple[int, int]
 
@@ -97,6 +97,7 @@ class RecordingWorker:
         self._answers: dict[Key, asyncio.Future[Settled]] = {}
         self._outgoing: asyncio.Queue[Completion] = asyncio.Queue(maxsize=1_024)
         self._drop = asyncio.Event()
+        self._is_welcome = asyncio.Event()
         self._go_on = asyncio.Event()
         self._go_on.set()
         self._holding_count = 0
@@ -150,6 +151,7 @@ class RecordingWorker:
                 return
             sender = asyncio.ensure_future(self._send(call))
             dropper = asyncio.ensure_future(self._drop_when_told(call))
+            self._is_welcome.set()
             try:
                 self._hear(first, jobs)
                 while isinstance(message := await call.read(), ToWorker):
@@ -159,6 +161,7 @@ class RecordingWorker:
                 if (mine := asyncio.current_task()) is None or mine.cancelling():
                     raise
             finally:
+                self._is_welcome.clear()
                 sender.cancel()
                 dropper.cancel()
                 await asyncio.gather(sender, dropper, return_exceptions=True)
@@ -203,12 +206,15 @@ class RecordingWorker:
         finally:
             self._holding_count -= 1
         data = output_of({"fence": grant.fence, "subtask": subtask})
-        for _ in range(TRIES):
+        for _ in range(TRIES_MAX):
+            # Who gave up while no node answers would keep its claim: its session's lease is renewed.
+            await self._is_welcome.wait()
             reason = await self._complete(process, subtask, grant, data)
             if reason is not None:
                 self._effects.count(reason, held_s=(now_ns() - granted_ns) / 1e9)
                 return
             process = self._history.new_process()
+        raise RuntimeError(f"{subtask} was completed {TRIES_MAX} times, and never answered")
 
     async def _complete(
         self, process: int, subtask: str, grant: Grant, data: bytes
