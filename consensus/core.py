@@ -40,6 +40,7 @@ from consensus.storage import (
     Storage,
     damage_told,
     install_ledger,
+    let_go_if_refused,
     open_journal,
     open_ledger,
     open_vote,
@@ -90,7 +91,7 @@ class Core:
         )
         self._mending = Mending(self._directory, ports.background)
         self.journal = self._journal_opener()()
-        with damage_told():  # the members, who are read for the first time
+        with damage_told(), let_go_if_refused(self.journal):  # the members' first reading
             self.engine = self._make_engine(open_vote(self._directory))
         self.forwarding = Forwarding(self.engine, ports.link, self.proposals)
         self.succession = Succession(self)

@@ -203,23 +203,43 @@ def open_journal(
     except OSError as error:
         raise StorageFailed(f"{directory.journal} cannot be read: {error}") from error
     index, term = applied
-    if index < journal.base_index:
-        raise Damaged(
-            f"the ledger ends at {index}, but the journal begins after "
-            f"{journal.base_index}: the ledger has lost entries"
-        )
+    lost = _what_is_lost(journal, applied, installed_index)
+    if lost:
+        journal.let_go()
+        raise Damaged(lost)
     if journal.term_at(index) == term:
         return journal
-    if index != installed_index:
-        # Only an install may leave the ledger ahead: entries are applied once they are durable
-        # here. What else was acknowledged and is gone nobody knows, nor may anybody guess.
-        raise Damaged(
-            f"the ledger has applied {index}, which the journal does not hold (it ends at "
-            f"{journal.last_index}): it has lost entries; this node must come back as a new one"
-        )
     with contextlib.suppress(OSError, StorageFailed):  # it has failed then, and says so
         journal.reset(index, term, keep_suffix=False)
     return journal
+
+
+@contextlib.contextmanager
+def let_go_if_refused(journal: Journal) -> Iterator[None]:
+    """What goes wrong meanwhile keeps a node from starting: its journal is closed as it was found."""
+    try:
+        yield
+    except BaseException:
+        journal.let_go()
+        raise
+
+
+def _what_is_lost(journal: Journal, applied: tuple[int, int], installed_index: int) -> str:
+    """What the ledger or the journal has lost, each judged by the other; empty: nothing is seen."""
+    index, term = applied
+    if index < journal.base_index:
+        return (
+            f"the ledger ends at {index}, but the journal begins after "
+            f"{journal.base_index}: the ledger has lost entries"
+        )
+    # Only an install may leave the ledger ahead: entries are applied once they are durable
+    # here. What else was acknowledged and is gone nobody knows, nor may anybody guess.
+    if journal.term_at(index) != term and index != installed_index:
+        return (
+            f"the ledger has applied {index}, which the journal does not hold (it ends at "
+            f"{journal.last_index}): it has lost entries; this node must come back as a new one"
+        )
+    return ""
 
 
 def open_vote(directory: LedgerDirectory) -> VoteRecord:

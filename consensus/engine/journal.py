@@ -352,11 +352,20 @@ class Journal:
             self._fail(error)
             raise
         finally:
-            busy = self._syncing.handles if self._syncing is not None else []
-            for handle in [*self._retired, self._handle]:
-                if handle >= 0 and handle not in busy:
-                    self._disk.close(handle)
-            self._retired, self._handle = [], -1
+            self._close_handles()
+
+    def let_go(self) -> None:
+        """Close the file and write nothing to it: for a node that does not start after all."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._close_handles()
+
+    def _close_handles(self) -> None:
+        busy = self._syncing.handles if self._syncing is not None else []
+        for handle in [*self._retired, self._handle]:
+            if handle >= 0 and handle not in busy:
+                self._disk.close(handle)
+        self._retired, self._handle = [], -1
 
     def _sync_at_end(self) -> None:
         is_all_synced = not self._buffer and self.synced_offset == self.written_offset

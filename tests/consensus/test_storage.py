@@ -20,6 +20,7 @@ from consensus.ledger import Applied
 from consensus.snapshots import SnapshotFile, copy_ledger
 from tests.consensus.cluster import AtOnce, Cluster
 from tests.consensus.test_cores import accepted, holds_all, submit, three
+from tests.sim.node import open_files
 
 TINY = {"compact_entries": 20, "keep_entries": 5, "segment_bytes_max": 4_096}
 
@@ -119,6 +120,34 @@ def test_a_journal_that_ends_before_the_ledger_refuses_to_start(tmp_path: Path) 
 
     with pytest.raises(Damaged, match="must come back as a new one"):
         cluster.start("n2")
+
+
+def rotten_vote(root: Path) -> None:
+    (root / "vote").write_bytes(b"no vote")
+
+
+def empty_journal(root: Path) -> None:
+    shutil.rmtree(root / "journal")
+    Journal(root / "journal", background=AtOnce()).close()
+
+
+@pytest.mark.parametrize("damage", [rotten_vote, empty_journal])
+def test_a_refused_start_leaves_the_journal_closed_and_as_it_was(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    cluster, root = stopped(tmp_path)
+    damage(root)
+    journal = root / "journal"
+    with pytest.raises(Damaged):  # an opening may begin a new segment, once
+        cluster.start("n2")
+    before = {path.name: path.read_bytes() for path in journal.iterdir()}
+    held = [path for path in open_files() if path.startswith(str(journal))]  # by who was killed
+
+    with pytest.raises(Damaged):
+        cluster.start("n2")
+
+    assert {path.name: path.read_bytes() for path in journal.iterdir()} == before
+    assert [path for path in open_files() if path.startswith(str(journal))] == held
 
 
 @pytest.mark.parametrize("before_end", [1, 20, 40])
