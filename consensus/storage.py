@@ -203,14 +203,11 @@ def open_journal(
     except OSError as error:
         raise StorageFailed(f"{directory.journal} cannot be read: {error}") from error
     index, term = applied
-    lost = _what_is_lost(journal, applied, installed_index)
-    if lost:
-        journal.let_go()
-        raise Damaged(lost)
-    if journal.term_at(index) == term:
-        return journal
-    with contextlib.suppress(OSError, StorageFailed):  # it has failed then, and says so
-        journal.reset(index, term, keep_suffix=False)
+    with let_go_if_refused(journal):
+        _refuse_lost(journal, applied, installed_index)
+    if journal.term_at(index) != term:
+        with contextlib.suppress(OSError, StorageFailed):  # it has failed then, and says so
+            journal.reset(index, term, keep_suffix=False)
     return journal
 
 
@@ -224,22 +221,21 @@ def let_go_if_refused(journal: Journal) -> Iterator[None]:
         raise
 
 
-def _what_is_lost(journal: Journal, applied: tuple[int, int], installed_index: int) -> str:
-    """What the ledger or the journal has lost, each judged by the other; empty: nothing is seen."""
+def _refuse_lost(journal: Journal, applied: tuple[int, int], installed_index: int) -> None:
+    """Raise Damaged when ledger or journal, judged by the other, has lost entries."""
     index, term = applied
     if index < journal.base_index:
-        return (
+        raise Damaged(
             f"the ledger ends at {index}, but the journal begins after "
             f"{journal.base_index}: the ledger has lost entries"
         )
     # Only an install may leave the ledger ahead: entries are applied once they are durable
     # here. What else was acknowledged and is gone nobody knows, nor may anybody guess.
     if journal.term_at(index) != term and index != installed_index:
-        return (
+        raise Damaged(
             f"the ledger has applied {index}, which the journal does not hold (it ends at "
             f"{journal.last_index}): it has lost entries; this node must come back as a new one"
         )
-    return ""
 
 
 def open_vote(directory: LedgerDirectory) -> VoteRecord:
