@@ -25,6 +25,7 @@ from tests.sim import planted
 from tests.sim.faults import Fault, faults_of
 from tests.sim.mesh import Result, run_seed
 from tests.sim.shrink import shrink
+from tests.sim.yardstick import at_reference_s, yardstick_s
 
 ROOT = Path(__file__).resolve().parents[2]
 SHRUNK_MAX = 3  # failing seeds that one call shrinks
@@ -38,7 +39,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="quorumesh-sim-", dir=folder))
     signal.signal(signal.SIGTERM, lambda *_: stopped(root))
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.disable()  # a life is short and small: what it leaves is collected at its end
     try:
         if options.jobs > 1 and not options.worker:
             return run_jobs(options)
@@ -86,7 +87,7 @@ class Summary:
         self.options, self.seed_count = options, len(seeds_of(options))
         self.began_s = time.monotonic()
         self.done_count = self.simulated_ms = 0
-        self.cpu_s = 0.0
+        self.cpu_s = self.yardsticks_s = 0.0
         self.failed: list[int] = []
         self.counts: Counter[str] = Counter()
 
@@ -94,6 +95,7 @@ class Summary:
         self.done_count += 1
         self.simulated_ms += row["simulated_ms"]
         self.cpu_s += row["cpu_s"]
+        self.yardsticks_s += row["yardstick_s"]
         self.counts.update(row["counts"])
         if self.options.json:
             print(json.dumps(row), flush=True)
@@ -109,7 +111,9 @@ class Summary:
         return (
             f"{self.done_count}/{self.seed_count} seeds, {minutes:.1f} simulated minutes, "
             f"{len(self.failed)} violations, {self.cpu_s / 60:.2f} CPU minutes "
-            f"({self.cpu_s / max(minutes, 0.001):.2f} s each)"
+            f"({self.cpu_s / max(minutes, 0.001):.2f} s each), "
+            f"{at_reference_s(self.cpu_s, self.yardsticks_s, self.done_count) / 60:.2f} at the "
+            "reference's speed"
         )
 
     def tell(self) -> None:
@@ -122,8 +126,8 @@ def run_here(options: argparse.Namespace, root: Path) -> int:
     for seed in seeds_of(options):
         began_s = time.process_time()
         result = run_one(options, root, seed)
-        gc.collect()
-        summary.add(asdict(result) | {"cpu_s": time.process_time() - began_s})
+        cpu_s = time.process_time() - began_s
+        summary.add(asdict(result) | {"cpu_s": cpu_s, "yardstick_s": yardstick_s()})
         if result.violation and not options.no_shrink and len(summary.failed) <= SHRUNK_MAX:
             shrink_one(options, root, result)
         if result.violation and options.first:
@@ -134,12 +138,18 @@ def run_here(options: argparse.Namespace, root: Path) -> int:
 
 
 def run_one(options: argparse.Namespace, root: Path, seed: int) -> Result:
-    tell = print if options.trace else None
     faults = planned(options, seed)
     if options.faults is not None:
         chosen = [int(number) for number in options.faults.split(",") if number]
         faults = [faults[number] for number in chosen]
-    return run_seed(seed, root, minutes=options.minutes, faults=faults, tell=tell)
+    tell = print if options.trace else None
+    return swept(run_seed(seed, root, minutes=options.minutes, faults=faults, tell=tell))
+
+
+def swept(result: Result) -> Result:
+    """After each life: nothing of it is left in memory."""
+    gc.collect()
+    return result
 
 
 def planned(options: argparse.Namespace, seed: int) -> list[Fault]:
@@ -157,7 +167,7 @@ def shrink_one(options: argparse.Namespace, root: Path, failed: Result) -> None:
 
     def fails(chosen: list[int]) -> bool:
         picked = [faults[number] for number in chosen]
-        result = run_seed(failed.seed, root, minutes=options.minutes, faults=picked)
+        result = swept(run_seed(failed.seed, root, minutes=options.minutes, faults=picked))
         if result.violation:
             last[0] = result
         return bool(result.violation)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from quorumesh.v1.ledger_pb2 import Bootstrap
 
 from consensus.core import Core, Ports, ReplicaConfig
+from consensus.engine.seat import Seat
 from consensus.errors import ConsensusError, Damaged, StorageFailed
 from consensus.ledger import Applied
 from tests.sim.disk import Crashed, SimDisk
@@ -98,17 +99,21 @@ class Process:
         if ended is not None:
             self.node.stopped(ended)
             return
-        engine = self.core.engine
-        if engine.counters.led != self.led_count:
-            self.led_count = engine.counters.led
+        seat = self.core.engine._seat  # not by way of its owner: this is asked after each event
+        if seat.counters.led != self.led_count:
+            self.led_count = seat.counters.led
             self.believed.clear()
             self.node.checks.leads(self)
-        if engine.role == "leader":
-            for peer in engine.voters:
-                index = engine.matched(peer)
-                if index > self.believed.get(peer, 0):
-                    self.believed[peer] = index
-                    self.node.checks.believes(self, peer, index)
+        if seat.raft.is_leader and not seat.is_removed:
+            self._hold_against_journals(seat)
+
+    def _hold_against_journals(self, seat: Seat) -> None:
+        believed = self.believed
+        for peer in seat.voters:
+            progress = seat.peers.get(peer)
+            if progress is not None and progress.match_index > believed.get(peer, 0):
+                believed[peer] = progress.match_index
+                self.node.checks.believes(self, peer, progress.match_index)
 
     def wake(self) -> None:
         if not self.is_woken and self.is_alive:
