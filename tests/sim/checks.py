@@ -15,7 +15,7 @@ from quorumesh.v1.tasks_pb2 import TaskEvent
 from consensus.copying import digest_of_rows
 from consensus.errors import Damaged
 from consensus.ledger import Applied, invariants
-from tests.sim.world import Violation, World
+from tests.sim.world import Beyond, Violation, World
 
 if TYPE_CHECKING:
     from tests.sim.node import Process, SimNode
@@ -108,9 +108,25 @@ class Checks:
         name, revision = process.node.node_id, process.core.ledger.applied_index
         if self.has_rot and revision not in self._wholes:
             self.doubtful.add(name)  # a copy may be sent that nobody compared
+            self._rot_spreads(process)
         found = digest_of_rows(process.core.ledger_path, may_go_on=lambda: True)
         self._copies[revision] = (name, found)
         self._compare_copy(revision)
+
+    def _rot_spreads(self, process: Process) -> None:
+        """Nothing could be committed without the copy of a leader whose own ledger had rotted.
+
+        docs/reliability.md names that as a limit. Once a majority of the voters holds what rotted,
+        no comparison tells any more who is right.
+        """
+        sender = self.nodes.get(process.core.engine.leader_id)
+        if sender is None or not sender.is_rotten:
+            return
+        process.node.is_harmed = process.node.is_rotten = True
+        voters = process.core.ledger.voters()
+        rotten = [name for name in voters if self.nodes[name].is_rotten]
+        if 2 * len(rotten) > len(voters):
+            raise Beyond(f"{', '.join(rotten)} hold what rotted at {sender.node_id}")
 
     def said(self, name: str, frame: Frame) -> None:
         """A node tells others what all its rows are at a revision."""

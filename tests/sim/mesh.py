@@ -18,7 +18,7 @@ from tests.sim.members import Members
 from tests.sim.network import Network
 from tests.sim.node import NAMES, Process, SimNode
 from tests.sim.workers import Worker
-from tests.sim.world import Trace, Violation, World
+from tests.sim.world import Beyond, Trace, Violation, World
 
 SETTLE_MS_MAX = 60_000
 
@@ -181,9 +181,13 @@ def run_seed(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     mesh = Mesh(folder, seed, end_ms=end_ms, trace=trace)
-    violation = ""
+    violation, beyond = "", {}
     try:
         mesh.run(faults_of(seed, end_ms) if faults is None else faults)
+    except Beyond as limit:
+        beyond = {"beyond": 1}
+        if tell is not None:
+            tell(f"the life ends here: {limit}")
     except Violation as broken:
         violation = str(broken)
     except Exception as bug:  # whatever the code under test raises is what was looked for
@@ -196,4 +200,4 @@ def run_seed(
             if node.is_up:
                 node.crash(power=False)
         shutil.rmtree(folder, ignore_errors=True)
-    return Result(seed, violation, trace.digest(), mesh.world.now_ms, mesh.counts())
+    return Result(seed, violation, trace.digest(), mesh.world.now_ms, mesh.counts() | beyond)

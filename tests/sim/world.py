@@ -19,6 +19,10 @@ class Violation(AssertionError):
     """Something that the mesh promises did not hold."""
 
 
+class Beyond(Exception):
+    """More came to pass than the mesh promises to stand: the life ends here, and is counted so."""
+
+
 class Trace:
     """The hash over all that happened; lines for people when somebody wants them."""
 
