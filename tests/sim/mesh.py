@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from consensus.errors import Damaged
 from tests.sim.checks import Checks
 from tests.sim.clients import Asking, Client
 from tests.sim.faults import Fault, faults_of
@@ -21,6 +22,7 @@ from tests.sim.workers import Worker
 from tests.sim.world import Beyond, Trace, Violation, World
 
 SETTLE_MS_MAX = 60_000
+SPLIT_MS_MAX = 10_000  # then somebody reads what the log says of ledgers that differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Mesh:
         self.network.on_send = self.checks.said
         self.asking = Asking(self.world, self.nodes)
         self.members = Members(self)
+        self._split_ms = 0
         self.first_count = self.chance.choice((3, 3, 3, 4, 5))
         self.scrub_ms = self.chance.choice((0, 6_000, 15_000))
         self.life = Life(self)
@@ -94,8 +97,21 @@ class Mesh:
         for node in list(self.nodes.values()):
             node.start()
             self.life.restart_if_failed(node)
+        self._split_ms = self._split_ms + 1_000 if self._is_split() else 0
+        if self._split_ms >= SPLIT_MS_MAX:
+            self._take_out_rotten()
         self.members.replace_lost()
         self.world.after_ms(1_000, self._keep_up)
+
+    def _is_split(self) -> bool:
+        """The voters' ledgers differ, no majority agrees, and nobody is sent a copy."""
+        return any(p.core.vouching._is_split for p in self._processes())
+
+    def _take_out_rotten(self) -> None:
+        """What `mesh doctor` is for when nobody in the mesh can say who is right."""
+        for process in self._processes():
+            if process.node.is_rotten and not self._is_as_others(process):
+                process.node.stopped(Damaged("its rows are not those of the others"))
 
     def _processes(self) -> list[Process]:
         return [node.process for node in self.nodes.values() if node.process is not None]
