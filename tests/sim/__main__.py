@@ -38,7 +38,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="quorumesh-sim-", dir=folder))
     signal.signal(signal.SIGTERM, lambda *_: stopped(root))
     gc.freeze()
-    gc.disable()  # a life is short and small: what it leaves is collected at its end
+    gc.disable()  # a life is short and small: what it leaves is collected before the next
     try:
         if options.jobs > 1 and not options.worker:
             return run_jobs(options)
@@ -133,18 +133,12 @@ def run_here(options: argparse.Namespace, root: Path) -> int:
 
 
 def run_one(options: argparse.Namespace, root: Path, seed: int) -> Result:
+    tell = print if options.trace else None
     faults = planned(options, seed)
     if options.faults is not None:
         chosen = [int(number) for number in options.faults.split(",") if number]
         faults = [faults[number] for number in chosen]
-    tell = print if options.trace else None
-    return swept(run_seed(seed, root, minutes=options.minutes, faults=faults, tell=tell))
-
-
-def swept(result: Result) -> Result:
-    """After each life: nothing of it is left in memory."""
-    gc.collect()
-    return result
+    return run_seed(seed, root, minutes=options.minutes, faults=faults, tell=tell)
 
 
 def planned(options: argparse.Namespace, seed: int) -> list[Fault]:
@@ -162,7 +156,7 @@ def shrink_one(options: argparse.Namespace, root: Path, failed: Result) -> None:
 
     def fails(chosen: list[int]) -> bool:
         picked = [faults[number] for number in chosen]
-        result = swept(run_seed(failed.seed, root, minutes=options.minutes, faults=picked))
+        result = run_seed(failed.seed, root, minutes=options.minutes, faults=picked)
         if result.violation:
             last[0] = result
         return bool(result.violation)

@@ -50,6 +50,7 @@ class Checks:
         self.install_count = 0
         self.compaction_count = 0
         self.refused_count = 0
+        self.beyond_count = 0  # 1: more came to pass than the mesh promises to stand
         self.has_rot = False
         self.doubtful: set[str] = set()  # whose rows may be others, for rot or for a copy
         # Of each revision, the hash of all rows, as sound nodes have it.
