@@ -8,6 +8,7 @@ SQLite's own files are not seen from here; `storage.py` takes care of them.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -20,8 +21,17 @@ from consensus.engine.disk import Disk
 SECTOR_BYTES = 512
 SQLITE_NAME = "ledger.db"
 ROOM_BYTES = 1 << 40
-NO_SPACE = OSError(28, "No space left on device")
-IO_ERROR = OSError(5, "Input/output error")
+
+
+# Each raised error is a new one: it keeps the frames that it went through, and so a whole life.
+
+
+def no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def io_error() -> OSError:
+    return OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 class Crashed(BaseException):
@@ -89,13 +99,14 @@ class SimDisk(Disk):
                 self.is_dead = True
                 raise Crashed
 
-    def _synced(self, file: SimFile) -> None:
+    def _synced(self, file: SimFile, at: Path | int) -> None:
         self._step()
+        size_bytes = os.stat(at).st_size
         if self.sync_errors > 0:
             self.sync_errors -= 1
-            file.dropped = (file.synced_bytes, file.path.stat().st_size)
-            raise IO_ERROR
-        file.synced_bytes = file.path.stat().st_size
+            file.dropped = (file.synced_bytes, size_bytes)
+            raise io_error()
+        file.synced_bytes = size_bytes
         self._step()
 
     # Names.
@@ -132,6 +143,8 @@ class SimDisk(Disk):
         return super().names(folder)
 
     def make_folder(self, folder: Path) -> None:
+        if folder.exists():
+            return
         for path in (*reversed(folder.parents), folder):
             if not path.exists():
                 self._step()
@@ -156,7 +169,7 @@ class SimDisk(Disk):
             self.sync_errors = max(0, self.sync_errors - 1)
             self.folder_sync_errors = max(0, self.folder_sync_errors - 1)
             found.failed_at = last
-            raise IO_ERROR
+            raise io_error()
         if found.failed_at is not None and last <= found.failed_at:
             # What could not be written counts as clean until it changes: this sync writes nothing.
             return
@@ -198,7 +211,7 @@ class SimDisk(Disk):
         self._step()
         if not path.exists():
             if self.is_full:
-                raise NO_SPACE
+                raise no_space()
             path.touch()
             self._change(path.parent, made=path.name, file=SimFile(path))
         handle = super().open_append(path)
@@ -213,15 +226,15 @@ class SimDisk(Disk):
             raise
         if self.is_full:
             super().write(handle, data[: self.chance.randrange(len(data))])
-            raise NO_SPACE
+            raise no_space()
         super().write(handle, data)
         self._step()
 
     def sync(self, handle: int) -> None:
-        self._synced(self._handles[handle])
+        self._synced(self._handles[handle], handle)
 
     def sync_file(self, path: Path) -> None:
-        self._synced(self._file(path))
+        self._synced(self._file(path), path)
 
     def close(self, handle: int) -> None:
         self._handles.pop(handle)
@@ -230,7 +243,7 @@ class SimDisk(Disk):
     def truncate(self, path: Path, length_bytes: int) -> None:
         self._step()
         os.truncate(path, length_bytes)
-        self._synced(self._file(path))
+        self._synced(self._file(path), path)
 
     def replace(self, path: Path, data: bytes) -> None:
         partial = path.with_name(path.name + ".tmp")

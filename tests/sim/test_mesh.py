@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from pathlib import Path
 
 import pytest
 
-from tests.sim.mesh import SPLIT_MS_MAX, Mesh
+from consensus.core import Core
+from tests.sim.faults import faults_of
+from tests.sim.mesh import SPLIT_MS_MAX, Mesh, run_seed
 from tests.sim.world import Trace
 
 
@@ -33,3 +37,20 @@ def test_whose_rows_differ_is_taken_out_once_no_majority_agrees(
     assert (before, rotten.state) == ("up", left)
     for node in mesh.nodes.values():
         node.crash(power=False)
+
+
+def test_lives_that_are_over_leave_nothing_of_their_nodes_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that refuses raises errors through them, and whoever keeps an error keeps a node."""
+    caplog.set_level(logging.CRITICAL + 1)  # pytest would keep what is logged, errors included
+    faults = faults_of(3, 20_000, others={"full": 40, "sync_error": 20})
+    core_counts = []
+    for _ in range(3):
+        result = run_seed(3, tmp_path, minutes=1 / 3, faults=faults)
+        assert result.violation == "" and result.counts["fault full"] > 3
+        gc.collect()
+        core_counts.append(sum(isinstance(found, Core) for found in gc.get_objects()))
+
+    # What was entered last knows its world: one life is still there, and only one.
+    assert core_counts[1] == core_counts[2]
