@@ -7,8 +7,8 @@ link's events as they come. It opens no socket, starts no thread and reads no cl
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from quorumesh.v1.ledger_pb2 import MembershipChange
 from quorumesh.v1.peer_pb2 import Frame
@@ -63,6 +63,7 @@ class Engine:
         self._machine = machine
         self._on_need_tick = on_need_tick
         self._is_closed = self._is_held = False
+        self._entered = _Entered(self)
         self.failed: BaseException | None = journal.failed or vote.failed
         ambient.enter(clock, rng)
         applied = machine.applied_index
@@ -92,7 +93,7 @@ class Engine:
         """The part of a tick that peers wait for: install a copy, stand, lead, send, sync."""
         if self._is_stopped():
             return
-        with self._entered():
+        with self._entered:
             if not self._is_held:
                 following.install_if_checked(self._seat)
                 votes.stand_if_due(self._seat)
@@ -120,7 +121,7 @@ class Engine:
         if self._is_stopped() or not self._seat.raft.is_leader:
             return None
         index: int | None = None
-        with self._entered():
+        with self._entered:
             index = self._add(command)
         return index
 
@@ -136,7 +137,7 @@ class Engine:
             return False
         if not change.add and set(seat.voters) == {change.node_id}:
             return False
-        with self._entered():
+        with self._entered:
             index = self._add(bytes([MEMBERSHIP]) + change.SerializeToString(deterministic=True))
             seat.raft.note_change(index)
             return True
@@ -144,7 +145,7 @@ class Engine:
 
     def feed(self, peer: str) -> None:
         """Leader: send the log to a peer that is no voter yet, so that it can be added later."""
-        with self._entered():
+        with self._entered:
             leading.feed(self._seat, peer)
 
     def unfeed(self, peer: str) -> None:
@@ -202,7 +203,7 @@ class Engine:
         """Leader: ask this voter to take over. False: it does not hold everything yet."""
         if self._is_stopped():
             return False
-        with self._entered():
+        with self._entered:
             return leading.transfer(self._seat, peer)
         return False
 
@@ -216,7 +217,7 @@ class Engine:
     def link_up(self, peer: str) -> None:
         self._seat.connected.add(peer)
         if not self._is_stopped():
-            with self._entered():
+            with self._entered:
                 leading.connected(self._seat, peer)
         self._on_need_tick()
 
@@ -225,7 +226,7 @@ class Engine:
         seat.connected.discard(peer)
         seat.outbox.drop_peer(peer)
         if not self._is_stopped() and peer == seat.raft.leader_id and not seat.raft.is_leader:
-            with self._entered():
+            with self._entered:
                 seat.snapshots.abort()
                 votes.leader_lost(seat)
 
@@ -233,7 +234,7 @@ class Engine:
         """Take one frame. A malformed one is dropped and counted; one of an old term is dropped."""
         if self._is_stopped() or self._is_held:
             return
-        with self._entered():
+        with self._entered:
             try:
                 self._receive(peer, frame)
             except (Malformed, Undecodable):
@@ -312,15 +313,6 @@ class Engine:
         seat = self._seat
         return self._is_closed or self.failed is not None or seat.is_removed or bool(seat.damage)
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """Each way in: this engine's clock and chance, and what to do when the disk refuses."""
-        ambient.enter(self._clock, self._rng)
-        try:
-            yield
-        except (OSError, StorageFailed) as error:
-            self._fail(error)
-
     def _fail(self, error: BaseException) -> None:
         if self.failed is None:
             self.failed = error
@@ -349,7 +341,7 @@ class Engine:
         if error is not None:
             self._fail(error)
         if not self._is_stopped():
-            with self._entered():
+            with self._entered:
                 self._flush()
         self._on_need_tick()
 
@@ -414,6 +406,27 @@ class Engine:
                     sending.chunk_answered(seat, peer, frame.snapshot_reply)
                 case _:
                     votes.hand_over_asked(seat, peer, term)
+
+
+class _Entered:
+    """`with` it, each way in has this engine's clock and chance, and ends when the disk refuses."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        ambient.enter(self._engine._clock, self._engine._rng)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is None or not isinstance(error, OSError | StorageFailed):
+            return False
+        self._engine._fail(error)
+        return True
 
 
 def _check_storage(journal: Journal, vote: VoteRecord, applied_index: int) -> OSError | None:

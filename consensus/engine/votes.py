@@ -19,9 +19,8 @@ def stand_if_due(seat: Seat) -> None:
     raft = seat.raft
     if raft.is_leader or not seat.is_voter:
         return
-    if not seat.others():
-        if seat.is_voter:
-            stand(seat)
+    if len(seat.voters) == 1:
+        stand(seat)
         return
     if not raft.is_election_due:
         return

@@ -129,6 +129,15 @@ SELECT_TASK = _select("task", _TASK, "WHERE seq=?")
 SELECT_BALLOT = _select("ballot", _BALLOT, "WHERE ref=?")
 SELECT_META = _select("ledger", _META, "")
 UPDATE_META = f"UPDATE ledger SET {','.join(c + '=?' for c in _META)}"
+SELECT_DUE = {
+    table: f"SELECT {key} FROM {table} WHERE due_ms IS NOT NULL AND due_ms <= ?"
+    f" ORDER BY due_ms, {key} LIMIT ?"
+    for table, key in (("task", "seq"), ("subtask", "ref"))
+}
+SELECT_EARLIEST = {
+    table: f"SELECT min(due_ms) FROM {table} WHERE due_ms IS NOT NULL" for table in SELECT_DUE
+}
+NEVER_DUE_MS = 1 << 63
 
 
 # Tuples of attributes, made in C: these run for every row written.
@@ -163,6 +172,8 @@ class Store:
         self.settled: list[Subtask | Ballot] = []  # ended, and not followed up yet
         self.touched_tasks: dict[int, None] = {}  # may have nothing left to do
         self.touched: dict[int, None] = {}  # tasks with an event in this entry
+        # Of each table: no row that was written is due before. It only saves looking.
+        self._due_from_ms = {"task": 0, "subtask": 0}
         self.meta = Meta(*self.db.execute(SELECT_META).fetchone())
         self.sessions: dict[bytes, Session] = {}
         self.holders: dict[bytes, Session] = {}  # those that hold something
@@ -293,6 +304,22 @@ class Store:
         query = _select("subtask", _SUBTASK, "WHERE session=? AND state=4 ORDER BY ref")
         return self._known(self.db.execute(query, (session,)).fetchall())
 
+    def due(self, table: str, limit: int) -> list[int]:
+        """The keys of tasks or subtasks that are due by now, those due longest first."""
+        self.flush()
+        now_ms = self.meta.counted_ms
+        if now_ms < self._due_from_ms[table]:
+            return []
+        found = self.db.execute(SELECT_DUE[table], (now_ms, limit)).fetchall()
+        if not found:
+            (earliest_ms,) = self.db.execute(SELECT_EARLIEST[table]).fetchone()
+            self._due_from_ms[table] = NEVER_DUE_MS if earliest_ms is None else earliest_ms
+        return [key for (key,) in found]
+
+    def _note_due(self, table: str, rows: Iterable[Task] | Iterable[Subtask]) -> None:
+        earliest_ms = min((r.due_ms for r in rows if r.due_ms is not None), default=NEVER_DUE_MS)
+        self._due_from_ms[table] = min(self._due_from_ms[table], earliest_ms)
+
     def _known(self, rows: Iterable[tuple[Any, ...]]) -> list[Subtask]:
         found = []
         for row in rows:
@@ -400,14 +427,18 @@ class Store:
         many = self.db.executemany
         if self._new_tasks:
             many(INSERT_TASK, [_task_row(t) for t in self._new_tasks.values()])
+            self._note_due("task", self._new_tasks.values())
         if self._new_subtasks:
             many(INSERT_SUBTASK, [_subtask_row(s) for s in self._new_subtasks.values()])
+            self._note_due("subtask", self._new_subtasks.values())
         tasks = [t for t in self._changed_tasks.values() if t.seq not in self._new_tasks]
         if tasks:
             many(UPDATE_TASK, [_task_changes(t) for t in tasks])
+            self._note_due("task", tasks)
         subtasks = [s for s in self._changed_subtasks.values() if s.ref not in self._new_subtasks]
         if subtasks:
             many(UPDATE_SUBTASK, [_subtask_changes(s) for s in subtasks])
+            self._note_due("subtask", subtasks)
         if self._changed_ballots:
             many(PUT_BALLOT, [_ballot_row(b) for b in self._changed_ballots.values()])
         if self._changed_sessions:

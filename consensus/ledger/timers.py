@@ -52,7 +52,7 @@ def _expire_lease(store: Store, name: bytes) -> None:
 
 
 def _fire_subtasks(store: Store, step: Step, limit: int) -> int:
-    refs = _due(store, "SELECT ref FROM subtask", "ref", limit)
+    refs = store.due("subtask", limit)
     for ref in refs:
         if not step(partial(_fire_subtask, store, ref)):
             put_off_subtask(store, ref)
@@ -69,18 +69,9 @@ def _fire_subtask(store: Store, ref: int) -> None:
     drain(store)
 
 
-def _due(store: Store, select: str, key: str, limit: int) -> list[int]:
-    store.flush()
-    rows = store.db.execute(
-        f"{select} WHERE due_ms IS NOT NULL AND due_ms <= ? ORDER BY due_ms, {key} LIMIT ?",
-        (store.meta.counted_ms, limit),
-    )
-    return [number for (number,) in rows.fetchall()]
-
-
 def _fire_tasks(store: Store, step: Step, limit: int) -> None:
     budget = Budget(limits.ROWS_DELETED_PER_ENTRY_MAX)
-    for seq in _due(store, "SELECT seq FROM task", "seq", limit):
+    for seq in store.due("task", limit):
         if not step(partial(_fire_task, store, seq, budget)):
             put_off_task(store, seq)
     if budget.rows < limits.ROWS_DELETED_PER_ENTRY_MAX and not step(partial(_prune_events, store)):

@@ -11,6 +11,7 @@ from quorumesh.v1 import values_pb2 as r
 from quorumesh.v1.ledger_pb2 import (
     AddToken,
     Admit,
+    Cancel,
     Claim,
     Command,
     Complete,
@@ -301,6 +302,41 @@ def test_timers_beyond_the_bound_of_one_entry_fire_in_the_next() -> None:
     assert plain.ledger.next_due_ms() == 10
     plain.apply([Command()])
     assert plain.ledger.reader().counts().running_count == 0
+
+
+def test_an_entry_looks_for_what_is_due_only_once_something_can_be() -> None:
+    plain, looks = Plain(), list[str]()
+    spec = TaskSpec(subtasks=[sub("a", skill="none")], deadline_ms=10)
+    plain.apply([submit_command("t", spec)])
+    plain.apply([submit_command("u", TaskSpec(subtasks=spec.subtasks, deadline_ms=20))])
+    plain.ledger.connection.set_trace_callback(
+        lambda statement: looks.append(statement) if "due_ms <=" in statement else None
+    )
+
+    for now_ms, running_count in ((9, 2), (10, 1), (19, 1), (20, 0)):
+        looks.clear()
+        plain.now_ms = now_ms
+        plain.apply([Command()])
+        assert plain.ledger.reader().counts().running_count == running_count
+        if now_ms == 9:
+            assert looks == []
+    plain.apply([Command()])
+    looks.clear()
+    plain.apply([Command()])
+    assert looks == []
+
+
+def test_what_ends_long_before_its_deadline_is_forgotten_in_its_time() -> None:
+    plain = Plain()
+    spec = TaskSpec(subtasks=[sub("a", skill="none")], deadline_ms=1_000, retain_ms=10)
+    plain.apply([submit_command("t", spec)])
+    plain.apply([Command()])  # nothing is due before the deadline, as far as is known
+    plain.apply([Command(cancel=Cancel(task_id=b"t"))])
+
+    plain.now_ms = 10
+    plain.apply([Command()])
+
+    assert plain.ledger.reader().task(b"t") is None
 
 
 def test_rows_beyond_the_bound_of_one_entry_are_deleted_in_the_next() -> None:
