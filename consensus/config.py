@@ -44,6 +44,7 @@ class ReplicaConfig:
     voters_max: int = 5
     segment_bytes_max: int = 8 << 20
     scrub_ms: int = 600_000  # between two comparisons of whole ledgers; 0: never
+    hash_pace_ms: int = 4  # between two pieces of a whole ledger: nodes that share a machine go on
 
 
 @dataclass(frozen=True, slots=True)

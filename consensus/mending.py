@@ -13,7 +13,7 @@ from pathlib import Path
 from consensus.directory import LedgerDirectory
 from consensus.engine import Journal, VoteRecord
 from consensus.ports import Background
-from consensus.storage import open_vote
+from consensus.storage import let_go_if_refused, open_vote
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,8 @@ class Mending:
             # An install that was cut short may have named another one.
             self._directory.put_in_force(ledger)
             journal = open_journal()
-            try:
+            with let_go_if_refused(journal):
                 opened.append(Reopened(journal, open_vote(self._directory)))
-            except BaseException:
-                journal.close()
-                raise
 
         def ended(error: BaseException | None) -> None:
             self.is_under_way = False

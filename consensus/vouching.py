@@ -47,7 +47,6 @@ WHOLES_KEPT_MAX = 4  # of each voter: a leader may have given up an entry that c
 VOUCH_MS_MIN = 5_000  # a voter that was killed while it hashed does not answer any more
 OWN_MS = 2 * ANSWER_MS  # others may still hash: then what they said so far is what is known
 ROOM_LEDGERS_MIN = 2  # as much must be free as so many ledgers take, or none is copied to be hashed
-PACE_S = 0.004  # between two pieces of what is hashed: nodes that share a machine work on meanwhile
 # Nothing was committed for so long: then a copy is made that nobody compares, at once if too few of
 # the voters that are there need none, and after the longer time whatever they seem to need.
 STUCK_MS_MIN = 1_000
@@ -94,6 +93,7 @@ class Vouching:
         self._clock = ports.clock
         self._background = ports.background
         self._disk = ports.disk
+        self._pace_s = core.config.hash_pace_ms / 1_000
         self._asked: Asked | None = None
         self._copied_index = 0  # of the last copy: what it holds is this node's word
         self._copied_ms = 0
@@ -186,7 +186,7 @@ class Vouching:
 
     def may_go_on(self, index: int) -> bool:
         """The same for whoever hashes a copy, which takes a third of a processor at most."""
-        self._closed.wait(PACE_S)
+        self._closed.wait(self._pace_s)
         return self.is_of_use(index)
 
     def vouch(self, index: int, digest: bytes, answer: Callable[[str], None]) -> None:
@@ -299,7 +299,7 @@ class Vouching:
         read: list[bytes] = []
 
         def may_go_on() -> bool:
-            return not self._closed.wait(PACE_S)
+            return not self._closed.wait(self._pace_s)
 
         def work() -> None:
             try:

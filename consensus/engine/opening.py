@@ -97,8 +97,8 @@ def read_journal(folder: Path, disk: Disk) -> Opened:
         is_torn = one.head is None or one.intact_bytes < max(one.bytes_total, ends_at)
         if is_torn and opened.proven > (one.sequence, one.intact_bytes):
             raise Damaged(
-                f"journal segment {one.name} is damaged at byte {one.intact_bytes}, before "
-                f"{opened.proven}, which had been synced"
+                f"journal segment {one.name} is damaged at byte {one.intact_bytes}; all before "
+                f"{_place(opened.proven)} had been synced"
             )
         if follower is not None and follower.follows and one.intact_bytes > ends_at:
             raise Damaged(f"journal segment {one.name} goes on behind {ends_at}, where it ended")
@@ -221,4 +221,11 @@ def _check_end(opened: Opened, found: list[Found]) -> None:
         return
     last = opened.segments[-1]
     if opened.proven > (last.sequence, last.bytes_used):
-        raise Damaged(f"the journal ends before {opened.proven}, which had been synced")
+        raise Damaged(
+            f"the journal ends before {_place(opened.proven)}, and all before that had been synced"
+        )
+
+
+def _place(position: Position) -> str:
+    sequence, offset = position
+    return f"byte {offset} of {segment_name(sequence)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from consensus.engine import VoteRecord
 from consensus.engine.inspect import inspect_journal, inspect_vote
+from consensus.engine.records import GROUP_RECORD_BYTES
 from tests.engine.test_journal import filled
 
 
@@ -53,7 +54,11 @@ def test_a_damaged_journal_is_told_and_left_alone(tmp_path: Path) -> None:
 
     report = inspect_journal(tmp_path)
 
-    assert report.segments == 1 and "damaged at byte" in report.faults[0]
+    assert report.segments == 1
+    [fault] = report.faults
+    assert f"{path.name} is damaged at byte " in fault
+    synced_bytes = len(data) - GROUP_RECORD_BYTES  # the last group says of what lies before it
+    assert f"all before byte {synced_bytes} of {path.name} had been synced" in fault
     assert contents(tmp_path) == before
 
 

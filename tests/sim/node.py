@@ -253,6 +253,7 @@ class SimNode:
             segment_bytes_max=self.limits.segment_bytes_max,
             voters_max=self.limits.voters_max,
             scrub_ms=self.limits.scrub_ms,
+            hash_pace_ms=0,  # nobody sleeps here
         )
         ports = Ports(process.end, self.clock, process, process.chance, number, self.disk)
         self.network.add(process.end)
