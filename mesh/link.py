@@ -32,6 +32,7 @@ BATCH_BYTES_MAX = 1 << 20  # in one message, unless one frame alone is larger
 MESSAGE_BYTES_MAX = 4 << 20
 FRAME_BYTES_MAX = MESSAGE_BYTES_MAX - 65_536
 HANDSHAKE_S_MAX = 3.0
+SLICE_S = 0.01  # of one message's frames, then the loop has its turn; one frame may take longer
 # An idle side sends an empty message so often; one that hears nothing for so long ends the stream.
 # HTTP/2 pings alone did not notice a stopped process within 10 s.
 BEAT_S = 0.8
@@ -373,16 +374,25 @@ class GrpcLink:
                     message = await read()
                 if not isinstance(message, LinkFrames) or message.HasField("hello"):
                     return
-                for frame in message.frames:
-                    # The handler may have ended this connection by what it did with a frame.
-                    if self._live.get(connection.peer) is not connection:
-                        self._counts.frames_dropped += 1
-                        continue
-                    self._counts.frames_received += 1
-                    if self._handler is not None:
-                        self._handler.frame_received(connection.peer, frame)
+                await self._take_in(connection, message)
         except (TimeoutError, *_BROKEN) as error:
             log.debug("link read ended", extra={"peer": connection.peer, "why": _text_of(error)})
+
+    async def _take_in(self, connection: _Connection, message: LinkFrames) -> None:
+        """Tell the owner of each frame. Now and then the loop has its turn: a message may be long work."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + SLICE_S
+        for frame in message.frames:
+            # The handler may have ended this connection by what it did with a frame.
+            if self._live.get(connection.peer) is not connection:
+                self._counts.frames_dropped += 1
+                continue
+            self._counts.frames_received += 1
+            if self._handler is not None:
+                self._handler.frame_received(connection.peer, frame)
+            if loop.time() >= until_s:
+                await asyncio.sleep(0)
+                until_s = loop.time() + SLICE_S
 
     async def _write(self, connection: _Connection, write: Write) -> None:
         try:

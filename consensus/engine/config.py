@@ -8,6 +8,7 @@ COMMAND_BYTES_MAX = 1 << 20
 APPEND_BYTES_MAX = 256 << 10  # of entries in one AppendEntries, unless one entry alone is larger
 APPEND_ENTRIES_MAX = 512  # in one AppendEntries
 WINDOW_FRAMES_MAX = 32  # AppendEntries with entries under way to one peer
+FRAMES_PER_TURN_MAX = 4  # of them begun in one turn: a window at once would hold the loop up
 CHUNK_BYTES_MAX = 262_144
 WINDOW_CHUNKS_MAX = 8  # snapshot chunks under way to one peer
 SNAPSHOT_RESEND_MS = 1_000

@@ -97,8 +97,8 @@ class Engine:
             if not self._is_held:
                 following.install_if_checked(self._seat)
                 votes.stand_if_due(self._seat)
-            if self._seat.raft.is_leader:
-                leading.lead(self._seat)
+            if self._seat.raft.is_leader and leading.lead(self._seat):
+                self._on_need_tick()
             self._flush()
 
     def has_committed(self) -> bool:

@@ -9,6 +9,7 @@ from consensus.engine.codec import Malformed
 from consensus.engine.config import (
     APPEND_BYTES_MAX,
     APPEND_ENTRIES_MAX,
+    FRAMES_PER_TURN_MAX,
     WINDOW_FRAMES_MAX,
 )
 from consensus.engine.seat import Progress, Seat
@@ -41,15 +42,20 @@ def unfeed(seat: Seat, peer: str) -> None:
         seat.peers.pop(peer, None)
 
 
-def lead(seat: Seat) -> None:
-    """One turn of leadership: commit what a majority holds durably, or give up a lost majority."""
+def lead(seat: Seat) -> bool:
+    """One turn of leadership: commit what a majority holds durably, or give up a lost majority.
+
+    True: more can be sent at once, in another turn.
+    """
     advance_commit(seat)
     if _has_lost_majority(seat):
         seat.step_down()
-        return
+        return False
+    has_more = False
     for peer in sorted(seat.peers):
         if peer in seat.connected:
-            send_entries(seat, peer, seat.peers[peer])
+            has_more |= send_entries(seat, peer, seat.peers[peer])
+    return has_more
 
 
 def advance_commit(seat: Seat) -> None:
@@ -87,33 +93,38 @@ def _has_lost_majority(seat: Seat) -> bool:
     return len(hoped_nodes(seat) & set(seat.voters)) < seat.quorum_count()
 
 
-def send_entries(seat: Seat, peer: str, progress: Progress) -> None:
-    """Send what the peer's window allows, and a heartbeat when one is due."""
+def send_entries(seat: Seat, peer: str, progress: Progress) -> bool:
+    """Send what the peer's window allows, and a heartbeat when one is due. True: there is more."""
     now_ms = seat.now_ms()
     is_heartbeat_due = now_ms - progress.sent_ms >= seat.config.heartbeat_ms
     if progress.next_index <= seat.journal.base_index:
         if is_heartbeat_due:
             _send_append(seat, peer, progress, seat.journal.base_index, with_entries=False)
         sending.send_snapshot(seat, peer, progress)
-        return
+        return False
     progress.snapshot = None
     if progress.is_probing:
         if now_ms - progress.probed_ms >= seat.config.heartbeat_ms:
             progress.probed_ms = now_ms
             _send_append(seat, peer, progress, progress.next_index - 1, with_entries=True)
-        return
+        return False
+    sent_count = 0
     while progress.next_index <= seat.journal.last_index:
         if len(progress.inflight) >= WINDOW_FRAMES_MAX:
             break
+        if sent_count == FRAMES_PER_TURN_MAX:
+            return True
         last = _send_append(seat, peer, progress, progress.next_index - 1, with_entries=True)
         if last is None:
-            return
+            return False
         progress.inflight.append(last)
         progress.next_index = last + 1
-        is_heartbeat_due = False
+        sent_count += 1
     # A follower answers its clients once it has applied: a new commit does not wait for a heartbeat.
-    if is_heartbeat_due or progress.commit_said < seat.raft.commit_index:
+    is_silent = is_heartbeat_due and sent_count == 0
+    if is_silent or progress.commit_said < seat.raft.commit_index:
         _send_append(seat, peer, progress, progress.next_index - 1, with_entries=False)
+    return False
 
 
 def _send_append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from quorumesh.v1.peer_pb2 import (
 )
 
 from consensus.engine import Engine, codec, library
-from consensus.engine.config import COMMAND_BYTES_MAX
+from consensus.engine.config import APPEND_BYTES_MAX, COMMAND_BYTES_MAX, FRAMES_PER_TURN_MAX
 from consensus.engine.raft import LIBRARY_BATCH_BYTES
 from consensus.errors import Damaged
 from tests.engine.world import World
@@ -234,6 +235,32 @@ def test_rule_7_a_conflicting_tail_catches_up_with_many_batches() -> None:
     assert world.run(5_000, lambda: world.nodes[old].applied_index >= 300)
     assert world.nodes[old].engine.counters.truncations > 0
     assert world.violations == []
+
+
+def test_a_leader_begins_only_so_many_frames_to_one_peer_in_one_turn() -> None:
+    world, leader, others = settled()
+    behind = others[0]
+    world.isolate(behind)
+    entry_count = 3 * FRAMES_PER_TURN_MAX + 1
+    for at in range(entry_count):
+        world.propose(leader, b"%d" % at + b"x" * APPEND_BYTES_MAX)
+        world.run(20)
+    world.run(500)
+    frames_of_turn: Counter[int] = Counter()
+
+    def count(source: str, target: str, frame: Frame) -> bool:
+        if (source, target) == (leader, behind) and frame.append.entries:
+            frames_of_turn[world.clock.now_us] += 1
+        return True
+
+    world.filter = count
+    world.rejoin(behind)
+
+    assert world.run(5_000, lambda: world.nodes[behind].applied_index >= entry_count)
+    assert max(frames_of_turn.values()) == FRAMES_PER_TURN_MAX
+    assert sum(frames_of_turn.values()) >= entry_count
+    full_us = [at_us for at_us, count in frames_of_turn.items() if count == FRAMES_PER_TURN_MAX]
+    assert max(full_us) - min(full_us) < 1_000, "the next turn comes at once, not with the tick"
 
 
 def test_rule_8_a_machine_that_raises_is_given_the_same_entry_again_and_only_once() -> None:

@@ -15,7 +15,14 @@ from quorumesh.v1.peer_pb2_grpc import PeerStub, add_PeerServicer_to_server
 
 from mesh.credentials import NodeCredentials, tls_options_for
 from mesh.identity import Authority, Principal, key_pem, new_key
-from mesh.link import FRAME_BYTES_MAX, LINK_FRAMES_MAX, SERVER_OPTIONS, WIRE_VERSION, GrpcLink
+from mesh.link import (
+    FRAME_BYTES_MAX,
+    LINK_FRAMES_MAX,
+    SERVER_OPTIONS,
+    SLICE_S,
+    WIRE_VERSION,
+    GrpcLink,
+)
 from mesh.memory_link import MemoryLink, MemoryNetwork
 
 WAIT_S = 10.0
@@ -340,6 +347,38 @@ async def test_a_bug_of_the_owner_stops_the_link() -> None:
                 await b.run()
 
     assert caught.value.split(AssertionError)[0] is not None
+
+
+class SlowOwner(Owner):
+    """Takes longer with each frame than the slice of one message."""
+
+    def frame_received(self, peer: str, frame: Frame) -> None:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + SLICE_S
+        while loop.time() < until_s:
+            pass
+        super().frame_received(peer, frame)
+
+
+async def test_the_loop_has_its_turn_between_the_frames_of_one_long_message(one: One) -> None:
+    owner, known = SlowOwner(), list[int]()
+    one.link.bind(owner)
+    credentials = credentials_of(one.authority, Principal("node", "a"))
+
+    async def look() -> None:
+        while len(owner.terms()) < 4:
+            known.append(len(owner.terms()))
+            await asyncio.sleep(0)
+
+    async with stream(one, credentials) as call:
+        await call.write(LinkFrames(hello=hello_of("a")))
+        await call.read()
+        await call.write(LinkFrames(frames=[Frame(term=term) for term in (1, 2, 3, 4)]))
+        async with asyncio.timeout(WAIT_S):
+            await look()
+
+    assert owner.terms() == [1, 2, 3, 4]
+    assert {1, 2, 3} <= set(known)
 
 
 async def test_proposals_of_many_frames_share_messages(one: One) -> None:
