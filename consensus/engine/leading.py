@@ -9,7 +9,7 @@ from consensus.engine.codec import Malformed
 from consensus.engine.config import (
     APPEND_BYTES_MAX,
     APPEND_ENTRIES_MAX,
-    FRAMES_PER_TURN_MAX,
+    APPENDS_PER_TURN_MAX,
     WINDOW_FRAMES_MAX,
 )
 from consensus.engine.seat import Progress, Seat
@@ -112,7 +112,7 @@ def send_entries(seat: Seat, peer: str, progress: Progress) -> bool:
     while progress.next_index <= seat.journal.last_index:
         if len(progress.inflight) >= WINDOW_FRAMES_MAX:
             break
-        if sent_count == FRAMES_PER_TURN_MAX:
+        if sent_count == APPENDS_PER_TURN_MAX:
             return True
         last = _send_append(seat, peer, progress, progress.next_index - 1, with_entries=True)
         if last is None:

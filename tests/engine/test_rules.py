@@ -19,7 +19,7 @@ from quorumesh.v1.peer_pb2 import (
 )
 
 from consensus.engine import Engine, codec, library
-from consensus.engine.config import APPEND_BYTES_MAX, COMMAND_BYTES_MAX, FRAMES_PER_TURN_MAX
+from consensus.engine.config import APPEND_BYTES_MAX, APPENDS_PER_TURN_MAX, COMMAND_BYTES_MAX
 from consensus.engine.raft import LIBRARY_BATCH_BYTES
 from consensus.errors import Damaged
 from tests.engine.world import World
@@ -241,7 +241,7 @@ def test_a_leader_begins_only_so_many_frames_to_one_peer_in_one_turn() -> None:
     world, leader, others = settled()
     behind = others[0]
     world.isolate(behind)
-    entry_count = 3 * FRAMES_PER_TURN_MAX + 1
+    entry_count = 3 * APPENDS_PER_TURN_MAX + 1
     for at in range(entry_count):
         world.propose(leader, b"%d" % at + b"x" * APPEND_BYTES_MAX)
         world.run(20)
@@ -257,9 +257,9 @@ def test_a_leader_begins_only_so_many_frames_to_one_peer_in_one_turn() -> None:
     world.rejoin(behind)
 
     assert world.run(5_000, lambda: world.nodes[behind].applied_index >= entry_count)
-    assert max(frames_of_turn.values()) == FRAMES_PER_TURN_MAX
+    assert max(frames_of_turn.values()) == APPENDS_PER_TURN_MAX
     assert sum(frames_of_turn.values()) >= entry_count
-    full_us = [at_us for at_us, count in frames_of_turn.items() if count == FRAMES_PER_TURN_MAX]
+    full_us = [at_us for at_us, count in frames_of_turn.items() if count == APPENDS_PER_TURN_MAX]
     assert max(full_us) - min(full_us) < 1_000, "the next turn comes at once, not with the tick"
 
 
