@@ -99,9 +99,9 @@ class SimDisk(Disk):
                 self.is_dead = True
                 raise Crashed
 
-    def _synced(self, file: SimFile, at: Path | int) -> None:
+    def _synced(self, file: SimFile) -> None:
         self._step()
-        size_bytes = os.stat(at).st_size
+        size_bytes = file.path.stat().st_size
         if self.sync_errors > 0:
             self.sync_errors -= 1
             file.dropped = (file.synced_bytes, size_bytes)
@@ -231,10 +231,10 @@ class SimDisk(Disk):
         self._step()
 
     def sync(self, handle: int) -> None:
-        self._synced(self._handles[handle], handle)
+        self._synced(self._handles[handle])
 
     def sync_file(self, path: Path) -> None:
-        self._synced(self._file(path), path)
+        self._synced(self._file(path))
 
     def close(self, handle: int) -> None:
         self._handles.pop(handle)
@@ -243,7 +243,7 @@ class SimDisk(Disk):
     def truncate(self, path: Path, length_bytes: int) -> None:
         self._step()
         os.truncate(path, length_bytes)
-        self._synced(self._file(path), path)
+        self._synced(self._file(path))
 
     def replace(self, path: Path, data: bytes) -> None:
         partial = path.with_name(path.name + ".tmp")
